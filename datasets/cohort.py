@@ -1,0 +1,376 @@
+"""The cohort: whose risk is predicted, when, from what, and who was left out on the way."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import splits
+from .checks import Exclusion, Policy, TableCheck
+from .errors import InputError
+from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
+from .subject_ids import of_one_type
+from .tables import EVENT_TABLES, parse_rows, require_columns
+from .times import require_one_clock
+from .windows import EVENTS, Sample, Window, sorted_events, visible_events
+
+
+class Cohort:
+    """Patients, what was known of them, and what is to be predicted.
+
+    A *sample* is one row of `outcomes`: a patient at a prediction time. Everything that became
+    available up to and including that moment may be used, and nothing later. The tables are
+    checked once, here; what follows may rely on them.
+
+    Args:
+        outcomes: `subject_id`, `prediction_time`, and one column an outcome (blank = unknown).
+        labs: `subject_id`, `time`, `code`, `value`, optional `unit`, `available_at`.
+        notes: `subject_id`, `time`, `text`, optional `kind`, `available_at`.
+        images: `subject_id`, `time`, `path`, optional `view`, `study_uid`, `available_at`.
+        static: `subject_id` and further columns, numeric or categorical.
+        history: hours before the prediction time that inputs reach back; None for all.
+        outcome_kinds: the kind of an outcome where it should not be inferred, such as
+            `{"stage": "categorical"}`.
+        invalid: "raise" stops at the first row that cannot be used; "exclude" leaves such rows out
+            and lists them in `exclusions`.
+
+    Raises:
+        InputError: a column is missing, or a row cannot be used; says which, and what to do.
+
+    Example:
+        >>> cohort = Cohort(outcomes=outcomes, labs=labs, history=48)
+        >>> train, valid, test = cohort.split((0.7, 0.1, 0.2), seed=0)
+    """
+
+    def __init__(
+        self,
+        outcomes: pd.DataFrame,
+        *,
+        labs: pd.DataFrame | None = None,
+        notes: pd.DataFrame | None = None,
+        images: pd.DataFrame | None = None,
+        static: pd.DataFrame | None = None,
+        history: float | None = None,
+        outcome_kinds: Mapping[str, str] | None = None,
+        invalid: Policy = "raise",
+    ) -> None:
+        if history is not None and not (isinstance(history, Real) and 0 < history < math.inf):
+            raise InputError(f"history is {history}; expected a positive number of hours, or None for all.")
+        if invalid not in ("raise", "exclude"):
+            raise InputError(f'invalid is {invalid!r}; expected "raise" or "exclude".')
+        given = {"outcomes": outcomes, "labs": labs, "notes": notes, "images": images, "static": static}
+        given = {name: table for name, table in given.items() if table is not None}
+        for name, table in given.items():
+            require_columns(table, name)
+        given = {name: table.reset_index(drop=True) for name, table in given.items()}
+        checks = {name: TableCheck(name, len(table), invalid) for name, table in given.items()}
+        given = of_one_type(given, checks)
+        self.history = history
+        self.subject_splits: pd.Series | None = None
+        """Patient to `train`, `tuning` or `held_out`, where the source came with such a division."""
+        zones: dict[str, bool] = {}
+        parsed = {name: parse_rows(table, checks[name], zones) for name, table in given.items()}
+        require_one_clock(zones)
+        usable = parsed["outcomes"][checks["outcomes"].usable]
+        if not len(usable) and (invalid == "exclude" or not len(outcomes)):
+            raise InputError(
+                f"outcomes has no rows that can be used (of {len(outcomes)}). A cohort needs at least one patient and "
+                "prediction time."
+            )
+        self.outcome_kinds: dict[str, OutcomeKind] = infer_kinds(usable, outcome_kinds or {})
+        parsed["outcomes"] = typed_outcomes(parsed["outcomes"], self.outcome_kinds, checks["outcomes"])
+        settled = {name: checks[name].settle(table) for name, table in parsed.items()}
+        self.exclusions: tuple[Exclusion, ...] = tuple(left_out for _, some in settled.values() for left_out in some)
+        """Rows that were left out because `invalid="exclude"` asked for it."""
+
+        checked = {name: table for name, (table, _) in settled.items()}
+        self.outcomes = _sorted_samples(checked["outcomes"])
+        self.labs, self.notes, self.images = (sorted_events(checked.get(name)) for name in EVENT_TABLES)
+        self.static = _sorted_facts(checked.get("static"))
+        self.decoded: dict[object, np.ndarray] = {}
+        """Images that a reader has decoded, kept while the cohort lives."""
+        self._attrition = [("read", self.subjects, len(self))]
+        self._refuse_strangers_alone()
+        self._drop_strangers()
+
+    # What is in it
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{name} ({kind})" for name, kind in self.outcome_kinds.items())
+        tables_ = ", ".join(self.modalities) or "none"
+        return f"Cohort({self.subjects} patients, {len(self)} samples; inputs: {tables_}; outcomes: {kinds})"
+
+    @property
+    def subjects(self) -> int:
+        """The number of patients."""
+        return int(self.outcomes["subject_id"].nunique())
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The input tables that have rows."""
+        return tuple(
+            name for name in (*EVENT_TABLES, "static") if getattr(self, name) is not None and len(getattr(self, name))
+        )
+
+    @property
+    def attrition(self) -> pd.DataFrame:
+        """Who was left, step by step: columns `step`, `patients`, `samples`."""
+        return pd.DataFrame(self._attrition, columns=["step", "patients", "samples"])
+
+    @cached_property
+    def _patients(self) -> pd.Index:
+        return pd.Index(np.sort(self.outcomes["subject_id"].unique()))
+
+    def window(self, table: str) -> Window:
+        """The events of a table ("labs", "notes", "images") that each sample may see."""
+        return self._windows[table]
+
+    @cached_property
+    def _windows(self) -> dict[str, Window]:
+        codes = self._patients.get_indexer(self.outcomes["subject_id"])
+        windows = {}
+        for name in EVENT_TABLES:
+            events = getattr(self, name)
+            if events is None:
+                nothing = np.zeros(0)
+                windows[name] = Window(np.zeros(len(self) + 1, int), nothing.astype(int), nothing.astype("float32"))
+                continue
+            own = self._patients.get_indexer(events["subject_id"])
+            windows[name] = visible_events(events, own, self.outcomes, codes, self.history)
+        return windows
+
+    def sample(self, position: int) -> Sample:
+        """Everything that was known of one sample, to look at.
+
+        Raises:
+            InputError: there is no sample at this position.
+        """
+        if not 0 <= position < len(self):
+            raise InputError(f"There is no sample {position}; the cohort's samples are 0 to {len(self) - 1}.")
+        row = self.outcomes.iloc[position]
+        events = {}
+        for name, kind in EVENTS.items():
+            window = self.window(name)
+            span = slice(window.offsets[position], window.offsets[position + 1])
+            table = getattr(self, name)
+            fields = [field for field in kind._fields if table is not None and field in table.columns]
+            rows = [] if table is None else table.iloc[window.rows[span]][fields].itertuples(index=False)
+            blank = dict.fromkeys(kind._fields)
+            events[name] = tuple(
+                kind(**blank | {"hours": float(hours)} | _known(zip(fields, values, strict=True)))
+                for hours, values in zip(window.hours[span], rows, strict=True)
+            )
+        facts: tuple = ()
+        if self.static is not None:
+            own = self.static[self.static["subject_id"] == row["subject_id"]].drop(columns="subject_id")
+            facts = tuple(_known(own.iloc[0].items()).items()) if len(own) else ()
+        return Sample(row["subject_id"], row["prediction_time"], static=facts, **events)
+
+    def has_input(self) -> pd.DataFrame:
+        """Which modalities each sample has: bool `[sample]` a column of "labs", "notes", "images", "static"."""
+        present = {name: np.diff(self.window(name).offsets) > 0 for name in EVENT_TABLES}
+        present["static"] = np.zeros(len(self), bool)
+        if self.static is not None:
+            stated = self.static.drop(columns="subject_id").notna().any(axis=1)
+            present["static"] = self.outcomes["subject_id"].isin(self.static["subject_id"][stated]).to_numpy(bool)
+        return pd.DataFrame(present)
+
+    # Who stays
+
+    def keep(self, mask: Sequence[bool] | np.ndarray | pd.Series, *, why: str) -> Cohort:
+        """A cohort of the samples where `mask` (bool `[sample]`) is True; `why` enters the attrition log.
+
+        Raises:
+            InputError: the mask is not one truth value a sample, or nothing would be left.
+        """
+        if isinstance(mask, pd.Series) and not mask.index.equals(self.outcomes.index):
+            raise InputError(
+                f"The mask of the filter {why!r} has rows other than those of cohort.outcomes, or in another order. "
+                "Compute it from cohort.outcomes, or give an array in its order."
+            )
+        mask = np.asarray(mask)
+        if mask.shape != (len(self),) or mask.dtype != bool:
+            raise InputError(
+                f"The mask of the filter {why!r} has shape {mask.shape} and type {mask.dtype}; "
+                f"expected one truth value for each of the {len(self)} samples."
+            )
+        if not mask.any():
+            raise InputError(f"The filter {why!r} leaves no sample of {len(self)}. Loosen it.")
+        return self._take(mask, why)
+
+    def keep_with_input(self) -> Cohort:
+        """The samples of which at least something is known at the prediction time."""
+        return self.keep(self.has_input().any(axis=1), why="something known before the prediction time")
+
+    def keep_readable_images(self) -> Cohort:
+        """The same samples without the image files that cannot be read; those enter `exclusions`.
+
+        Reads every file once.
+        """
+        from .pixels import unreadable
+
+        if self.images is None:
+            return self
+        reasons = [unreadable(path) for path in self.images["path"]]
+        bad = np.array([reason is not None for reason in reasons], bool)
+        derived = self._derive(images=self.images[~bad].reset_index(drop=True))
+        derived.exclusions += tuple(Exclusion("images", row + 1, reasons[row]) for row in np.flatnonzero(bad))
+        return derived.noted(f"unreadable images left out: {int(bad.sum())}")
+
+    def with_splits(self, table: pd.DataFrame) -> Cohort:
+        """The same cohort with `subject_splits` from a table of `subject_id` and `split`. See `splits`."""
+        return self._derive(subject_splits=splits.as_subject_splits(table, self.outcomes["subject_id"]))
+
+    def with_tables(self, why: str, **changed: pd.DataFrame | None) -> Cohort:
+        """The same samples with other rows in `labs`, `notes`, `images` or `static` (None for none).
+
+        The new tables are subsets or edits of this cohort's own: they are sorted again, not checked.
+        """
+        unknown = set(changed) - {*EVENT_TABLES, "static"}
+        if unknown:
+            raise InputError(f"Unknown table {min(unknown)}; expected labs, notes, images or static.")
+        fresh = {name: (_sorted_facts if name == "static" else sorted_events)(table) for name, table in changed.items()}
+        derived = self._derive(**fresh)
+        derived._drop_strangers()
+        return derived.noted(why)
+
+    def rename_subjects(self, names: pd.Series) -> Cohort:
+        """The same cohort with other patient ids.
+
+        Args:
+            names: the new id of each patient, by the old one, in the same order: a smaller old id
+                has a smaller new one.
+
+        Raises:
+            InputError: a patient has no new id, or the order is another.
+        """
+        new = names.reindex(self._patients)
+        if new.isna().any() or not new.is_monotonic_increasing or not new.is_unique:
+            raise InputError("The new patient ids must be one for each patient, unlike each other, in the old order.")
+        changed = {}
+        for name in ("outcomes", *EVENT_TABLES, "static"):
+            table = getattr(self, name)
+            if table is not None:
+                changed[name] = table.assign(subject_id=new.reindex(table["subject_id"]).array)
+        if self.subject_splits is not None:
+            kept = self.subject_splits[self.subject_splits.index.isin(new.index)]
+            changed["subject_splits"] = kept.set_axis(new.reindex(kept.index).array)
+        return self._derive(**changed)
+
+    def _take(self, mask: np.ndarray, why: str) -> Cohort:
+        kept = self._derive(outcomes=self.outcomes[mask].reset_index(drop=True))
+        kept._drop_strangers()
+        return kept.noted(why)
+
+    def _derive(self, **changes: object) -> Cohort:
+        derived = copy.copy(self)
+        for cached in ("_patients", "_windows"):
+            derived.__dict__.pop(cached, None)
+        derived.decoded = {}
+        derived._attrition = list(self._attrition)
+        for name, value in changes.items():
+            setattr(derived, name, value)
+        return derived
+
+    def noted(self, step: str) -> Cohort:
+        """The same cohort with one more line in the attrition log."""
+        derived = self._derive()
+        derived._attrition.append((step, self.subjects, len(self)))
+        return derived
+
+    def _refuse_strangers_alone(self) -> None:
+        """Raise `InputError` where a table has rows and none is of a patient of the outcomes."""
+        for name in self.modalities:
+            if not getattr(self, name)["subject_id"].isin(self._patients).any():
+                raise InputError(
+                    f"No subject_id of {name} stands in outcomes. Check that both tables write patients alike."
+                )
+
+    def _drop_strangers(self) -> None:
+        """Remove the rows of patients of whom nothing is to be predicted."""
+        for name in (*EVENT_TABLES, "static"):
+            table = getattr(self, name)
+            if table is None or not len(table):
+                continue
+            ours = table["subject_id"].isin(self._patients)
+            if not ours.all():
+                setattr(self, name, table[ours].reset_index(drop=True))
+
+    # Divisions, always by patient
+
+    def split(self, fractions: Sequence[float] = (0.7, 0.1, 0.2), *, seed: int = 0) -> tuple[Cohort, ...]:
+        """Divide the patients at random; a patient is in one part only. See `splits.by_fraction`."""
+        return splits.by_fraction(self, fractions, seed)
+
+    def split_by_time(self, *dates: str | pd.Timestamp) -> tuple[Cohort, ...]:
+        """Divide at dates of prediction, earliest part first. See `splits.by_time`."""
+        return splits.by_time(self, dates)
+
+    def split_by_site(self, column: str, *sites: Sequence[str]) -> tuple[Cohort, ...]:
+        """Divide by a static column such as the hospital. See `splits.by_site`."""
+        return splits.by_site(self, column, sites)
+
+    def split_by_table(self, table: pd.DataFrame | None = None) -> tuple[Cohort, ...]:
+        """Divide as a table of `subject_id` and `split` says. See `splits.by_table`."""
+        return splits.by_table(self, table)
+
+    def folds(self, count: int, *, seed: int = 0) -> Iterator[tuple[Cohort, Cohort]]:
+        """Cross-validation by patient: `count` pairs of (rest, fold). See `splits.folds`."""
+        return splits.folds(self, count, seed)
+
+    # Files
+
+    @classmethod
+    def read(cls, folder: str | Path, **settings: object) -> Cohort:
+        """Read a folder of CSV or Parquet tables, or a MEDS dataset.
+
+        Args:
+            folder: holds `outcomes.csv` (or `.parquet`) and any of labs, notes, images, static; or
+                MEDS's `data/` and `metadata/`. Relative image paths are taken from this folder.
+            settings: `history`, `outcome_kinds` and `invalid` of `Cohort`.
+
+        Raises:
+            InputError: the folder or a table is missing or cannot be used.
+        """
+        from .files import read_cohort
+
+        return read_cohort(cls, Path(folder), settings)
+
+    def write(self, folder: str | Path) -> None:
+        """Write as a MEDS 0.4 dataset; `Cohort.read` gives an equal cohort back. See `meds`."""
+        from .meds import write_meds
+
+        write_meds(self, Path(folder))
+
+
+def _sorted_samples(outcomes: pd.DataFrame) -> pd.DataFrame:
+    doubled = outcomes.duplicated(["subject_id", "prediction_time"])
+    if doubled.any():
+        row = int(outcomes.index[doubled][0]) + 1
+        raise InputError(
+            f"outcomes, data row {row}: the same patient and prediction_time stand there twice "
+            f"({int(doubled.sum())} such rows). Keep one row a sample."
+        )
+    return outcomes.sort_values(["subject_id", "prediction_time"], ignore_index=True)
+
+
+def _sorted_facts(static: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Facts by patient; a row in which nothing is known states nothing and goes."""
+    if static is None:
+        return None
+    stated = static.drop(columns="subject_id").notna().any(axis=1)
+    return static[stated].sort_values("subject_id", ignore_index=True)
+
+
+def _known(pairs: Iterator[tuple[str, object]]) -> dict[str, object]:
+    return {name: value for name, value in pairs if not pd.isna(value)}

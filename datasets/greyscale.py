@@ -1,0 +1,248 @@
+"""Stored grey values to display values in [0, 1]: modality values, window, inversion, padding.
+
+DICOM's grey-scale pipeline (PS3.4 N.2) acts on each value alone, so for 8- and 16-bit integers it is
+computed once for every possible value and then looked up; floats and wider integers pass through the
+same functions pixel by pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from .dicom import StoredImage, element, number, text
+from .errors import InputError, UnreadableImageError
+from .lookup import Lookup, lookup_table
+from .refusals import refusing
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Where a file names no window: between these percentiles of its modality values lies the picture; a few
+# dead pixels, burnt-in letters and metal lie outside.
+ROBUST_PERCENTILES = (0.5, 99.5)
+# exp(700) is about the largest that float64 holds; a sigmoid is 0 or 1 long before.
+_LARGEST_EXPONENT = 700.0
+FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Stored to modality values, such as Hounsfield units (PS3.3 C.11.1.1.2)."""
+
+    slope: float
+    intercept: float
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return values.astype(np.float64) * self.slope + self.intercept
+
+
+@dataclass(frozen=True)
+class Window:
+    """Modality values to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+
+    center: float
+    width: float
+    function: str = "LINEAR"
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        center, width = self.center, self.width
+        if self.function == "SIGMOID":
+            exponent = -4 * (values - center) / width
+            return 1 / (1 + np.exp(np.clip(exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT)))
+        if self.function == "LINEAR":
+            center, width = center - 0.5, width - 1
+        if width == 0:
+            return (values > center).astype(np.float64)
+        return np.clip((values - center) / width + 0.5, 0, 1)
+
+    def __str__(self) -> str:
+        return f"{self.function} {self.center:g}/{self.width:g}"
+
+
+def render(
+    stored: StoredImage, window: int | tuple[float, float] | None
+) -> tuple[Float[np.ndarray, "row column"], str]:
+    """Display values of a grey frame, float32 in [0, 1], and the window in words.
+
+    Args:
+        window: index among the file's VOI LUTs and windows, LUTs first; or (center, width) in modality
+            values, applied as LINEAR_EXACT, so that it means the same in every unit; or None for the file's
+            first, and for the percentiles ROBUST_PERCENTILES where it has none or its pixels are floats
+            (files of these carry LINEAR windows that turn values between 0 and 1 into black and white).
+
+    Raises:
+        UnreadableImageError: a table, window or value is impossible, or all pixels are padding.
+        InputError: the file has no window of that index.
+
+    Source: DICOM PS3.4 N.2; PS3.3 C.11.1, C.11.2, C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2 (padding).
+    """
+    native = stored.values.astype(stored.values.dtype.newbyteorder("="), copy=False)
+    chosen = _chosen(stored, window)
+    size = native.dtype.itemsize
+    if native.dtype.kind == "f" or size > 2 or native.size < 2 ** (8 * size):
+        tones, words = _tones(native.ravel(), None, stored, chosen)
+        return tones.astype(np.float32).reshape(native.shape), words
+    index = native.view(f"u{size}")
+    every = np.arange(2 ** (8 * size), dtype=f"u{size}").view(native.dtype)
+    # How often each value occurs matters only where padding or percentiles do.
+    counted = chosen is None or _padding(every, stored).any()
+    counts = np.bincount(index.ravel(), minlength=len(every)) if counted else None
+    tones, words = _tones(every, counts, stored, chosen)
+    return tones.astype(np.float32)[index], words
+
+
+def _tones(
+    values: np.ndarray, counts: np.ndarray | None, stored: StoredImage, chosen: tuple[Transform, str] | None
+) -> tuple[np.ndarray, str]:
+    """Display values of stored values; `counts` says how often each occurs (None: every one does)."""
+    padding = _padding(values, stored)
+    present = ~padding if counts is None else ~padding & (counts > 0)
+    if not present.any():
+        raise UnreadableImageError("all its pixels are padding (0028,0120). Leave the file out.")
+    if values.dtype.kind == "f" and not np.isfinite(values[present]).all():
+        raise UnreadableImageError("its pixels hold NaN or infinity that is not declared as padding. Export it again.")
+    # Padding may be NaN, which no table can look up; it is painted black at the end anyway.
+    with np.errstate(over="ignore", invalid="ignore"):
+        measured = modality_transform(stored)(np.where(padding, values[present][0], values))
+    if not np.isfinite(measured).all():
+        raise UnreadableImageError("its Rescale Slope and Intercept make values infinite. Correct them.")
+    shape, words = chosen or _robust(measured[present], None if counts is None else counts[present])
+    tones = shape(measured)
+    if _is_inverted(stored):
+        tones = 1 - tones
+    tones[padding] = 0
+    return tones, words
+
+
+def modality_transform(stored: StoredImage) -> Transform:
+    """The Modality LUT or rescale of a frame; stored values themselves where there is neither.
+
+    Raises:
+        UnreadableImageError: only one of slope and intercept is there, the slope is 0, or the LUT is broken.
+
+    Source: DICOM PS3.3 C.11.1; C.7.6.16.2.9 (Pixel Value Transformation of enhanced images).
+    """
+    if tables := element(stored.dataset, "ModalityLUTSequence"):
+        table = lookup_table(tables[0], stored.big_endian)
+        return lambda values: table.entries[table.index(values)]
+    where = _functional_group(stored, "PixelValueTransformationSequence") or stored.dataset
+    slope, intercept = number(where, "RescaleSlope"), number(where, "RescaleIntercept")
+    if slope is None and intercept is None:
+        return Rescale(1.0, 0.0)
+    if slope is None or intercept is None or slope == 0:
+        raise UnreadableImageError("its Rescale Slope is 0, or slope and intercept are not both there. Correct them.")
+    return Rescale(slope, intercept)
+
+
+def voi_transforms(stored: StoredImage) -> list[Lookup | Window]:
+    """The frame's VOI LUTs, then its windows, in the file's order.
+
+    Raises:
+        UnreadableImageError: centers and widths are not as many, or one is impossible.
+
+    Source: DICOM PS3.3 C.11.2; C.7.6.16.2.10 (Frame VOI LUT of enhanced images).
+    """
+    where = _functional_group(stored, "FrameVOILUTSequence") or stored.dataset
+    tables = [lookup_table(item, stored.big_endian) for item in element(where, "VOILUTSequence") or ()]
+    centers, widths = _numbers(where, "WindowCenter"), _numbers(where, "WindowWidth")
+    function = (text(where, "VOILUTFunction") or "LINEAR").upper()
+    smallest = 1 if function == "LINEAR" else np.nextafter(0, 1)
+    if len(centers) != len(widths) or function not in FUNCTIONS or any(width < smallest for width in widths):
+        raise UnreadableImageError(
+            "its Window Center, Window Width or VOI LUT Function is impossible. Give window=(center, width) yourself."
+        )
+    return [*tables, *(Window(center, width, function) for center, width in zip(centers, widths, strict=True))]
+
+
+def _numbers(dataset: Dataset, keyword: str) -> list[float]:
+    value = element(dataset, keyword)
+    if value is None:
+        return []
+    with refusing(f"its element {keyword} is not numbers. Give window=(center, width) yourself."):
+        numbers = [float(one) for one in np.atleast_1d(np.asarray(value, dtype=np.float64))]
+    if not np.isfinite(numbers).all():
+        raise UnreadableImageError(f"its element {keyword} is not finite. Give window=(center, width) yourself.")
+    return numbers
+
+
+def _chosen(stored: StoredImage, window: int | tuple[float, float] | None) -> tuple[Transform, str] | None:
+    """The window asked for, or the file's first, in words too; None where percentiles decide."""
+    if isinstance(window, tuple):
+        given = Window(*map(float, window), "LINEAR_EXACT")
+        return given, str(given)
+    offered = [] if window is None and stored.values.dtype.kind == "f" else voi_transforms(stored)
+    if window is None and not offered:
+        return None
+    index = window or 0
+    if index >= len(offered):
+        raise InputError(f"window is {window}; the file has {len(offered)}. Give window=(center, width), or none.")
+    chosen = offered[index]
+    words = f"{index + 1} of {len(offered)}"
+    if isinstance(chosen, Window):
+        return chosen, f"{chosen} ({words})"
+    full = 2.0**chosen.bits - 1
+    return lambda values: np.minimum(chosen.entries[chosen.index(values)] / full, 1), f"VOI LUT ({words})"
+
+
+def _robust(values: np.ndarray, counts: np.ndarray | None) -> tuple[Transform, str]:
+    """A linear window between percentiles; between the extremes where those agree, black if these do too."""
+    low, high = np.percentile(values, ROBUST_PERCENTILES, weights=counts, method="inverted_cdf")
+    words = "percentiles {:g} to {:g}".format(*ROBUST_PERCENTILES)
+    if low == high:
+        low, high = values.min(), values.max()
+        words = "all values"
+    # Halves: the difference of two finite numbers may be infinite, that of their halves is not.
+    half = high / 2 - low / 2 or 1.0
+    return lambda shown: np.clip((shown / 2 - low / 2) / half, 0, 1), f"{words}, {low:g} to {high:g}"
+
+
+def _is_inverted(stored: StoredImage) -> bool:
+    """Whether small values are bright; both ways to say so together still mean one inversion.
+
+    MONOCHROME1 decides even against IDENTITY, which contradicts it (PS3.3 C.8.11.1.1.1).
+    """
+    shape = (text(stored.dataset, "PresentationLUTShape") or "IDENTITY").upper()
+    if shape not in ("IDENTITY", "INVERSE"):
+        raise UnreadableImageError("its Presentation LUT Shape is neither IDENTITY nor INVERSE. Convert the file.")
+    return stored.photometric == "MONOCHROME1" or shape == "INVERSE"
+
+
+def _padding(values: np.ndarray, stored: StoredImage) -> np.ndarray:
+    """Which stored values are padding, as truth values (PS3.3 C.7.5.1.1.2, C.7.6.24, C.7.6.25)."""
+    kind = {"f4": "Float", "f8": "DoubleFloat"}.get(values.dtype.str[1:], "")
+    bounds = []
+    for keyword in (f"{kind}PixelPaddingValue", f"{kind}PixelPaddingRangeLimit"):
+        value = element(stored.dataset, keyword)
+        if value is None:
+            continue
+        bounds.append(_padding_number(value, keyword, values.dtype))
+    if not bounds:
+        return np.zeros(values.shape, bool)
+    if np.isnan(bounds).any():
+        return np.isnan(values)
+    return (values >= min(bounds)) & (values <= max(bounds))
+
+
+def _padding_number(value: object, keyword: str, dtype: np.dtype) -> float:
+    with refusing(f"its element {keyword} is not one number. Correct it or export the file again."):
+        bound = float(value)
+        if dtype.kind == "i" and bound > np.iinfo(dtype).max:
+            # Signed pixels whose padding was written with the unsigned VR: the same bits, read as signed.
+            bound -= 2.0 ** (8 * dtype.itemsize)
+        return bound if dtype.kind != "f" else float(dtype.type(bound))
+
+
+def _functional_group(stored: StoredImage, keyword: str) -> Dataset | None:
+    """The first item of a macro of this frame, or of all frames, in an enhanced multi-frame image."""
+    frames = element(stored.dataset, "PerFrameFunctionalGroupsSequence") or []
+    groups = [frames[stored.frame]] if stored.frame < len(frames) else []
+    for group in [*groups, *(element(stored.dataset, "SharedFunctionalGroupsSequence") or [])]:
+        if items := element(group, keyword):
+            return items[0]
+    return None

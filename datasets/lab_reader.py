@@ -1,0 +1,151 @@
+"""Lab and vital-sign series of a cohort: vocabulary, robust scales, time steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from .batch import Labs
+from .cohort import Cohort
+from .errors import InputError
+from .prepared import Packed
+from .recent import select
+from .windows import Window
+
+# Between the 10th and the 90th percentile of a normal distribution lie 2.563 standard deviations, and
+# between its quartiles 1.349. Of ten values or fewer, one wild one would move the 90th percentile.
+_TAILS = ((0.1, 2.563), (0.25, 1.349))
+_FEW = 10
+# A distribution whose upper tail (median to 95th percentile) is this many times its lower one
+# (5th percentile to median) is scaled logarithmically; a log-normal of shape 0.7 has a ratio of 3.2.
+_SKEWED = 3.0
+# Scaled values are cut here: far outside what separates patients, near enough to do no harm.
+_LIMIT = 6.0
+
+
+class LabReader:
+    """Turns measurements into (code, scaled value, time step).
+
+    Scales come from quantiles, which a few wild values (a pH of 735) cannot move, and what lies
+    far outside is cut at six robust standard deviations.
+
+    Args:
+        rare: a code that fewer training patients than this have is left out of the vocabulary.
+        resolution: hours that one time step covers; measurements within it are simultaneous.
+        steps: time steps a sample at most; the most recent stay.
+    """
+
+    def __init__(self, *, rare: int = 5, resolution: float = 1.0, steps: int = 256) -> None:
+        if rare < 1 or not resolution > 0 or steps < 1:
+            raise InputError(
+                f"rare is {rare}, resolution {resolution} and steps {steps}; expected at least 1 patient, "
+                "more than 0 hours and at least 1 step."
+            )
+        self.rare, self.resolution, self.steps = rare, resolution, steps
+        self.codes_: list[str] = []
+        self.centre_ = self.spread_ = self.floor_ = np.zeros(0)
+
+    def fit(self, cohort: Cohort) -> None:
+        """Learn the vocabulary and one scale a code from what the training samples may see."""
+        self.codes_ = []
+        scales: list[tuple[float, float, float]] = []
+        for code, events in self._seen(cohort).groupby("code", sort=True):
+            if events["subject_id"].nunique() >= self.rare:
+                self.codes_.append(str(code))
+                scales.append(robust_scale(events["value"].to_numpy(np.float64)))
+        self.centre_, self.spread_, self.floor_ = np.array(scales, dtype=np.float64).reshape(-1, 3).T
+
+    def _seen(self, cohort: Cohort) -> pd.DataFrame:
+        """Each measurement that some sample sees, once."""
+        if cohort.labs is None:
+            return pd.DataFrame({"subject_id": [], "code": [], "value": []})
+        return cohort.labs.iloc[np.unique(cohort.window("labs").rows)]
+
+    def pack(self, cohort: Cohort) -> Packed:
+        """Measurements of the vocabulary, scaled; others are counted in the remarks."""
+        window = cohort.window("labs")
+        if cohort.labs is None:
+            nothing = {"code": np.zeros(0, np.int64), "value": np.zeros(0, np.float32)}
+            return Packed(Labs, window.offsets, window.rows, window.hours, nothing, {"step": np.zeros(0, np.int64)})
+        code = pd.Index(self.codes_, dtype="str").get_indexer(cohort.labs["code"])
+        known = code[window.rows] >= 0
+        remarks = []
+        if not known.all():
+            strange = cohort.labs["code"].iloc[np.unique(window.rows[~known])]
+            remarks.append(
+                f"labs: {int((~known).sum())} measurements of {strange.nunique()} codes outside the vocabulary"
+            )
+        window = select(window, known)
+        step, early = self._time_steps(window)
+        if early.any():
+            remarks.append(f"labs: {int(early.sum())} measurements before the last {self.steps} time steps")
+            window, step = select(window, ~early), step[~early]
+        arrays = {"code": code, "value": self.scale(cohort.labs["value"].to_numpy(), code)}
+        return Packed(Labs, window.offsets, window.rows, window.hours, arrays, {"step": step}, tuple(remarks))
+
+    def scale(self, values: np.ndarray, code: np.ndarray) -> np.ndarray:
+        """Values in robust standard deviations from the median, cut at ±6; 0 for unknown codes."""
+        if not self.codes_:
+            return np.zeros(len(values), np.float32)
+        values = values.astype(np.float64)
+        floor = self.floor_[code]
+        logarithmic = floor > 0
+        values = np.where(logarithmic, np.log(np.maximum(values, np.where(logarithmic, floor, 1.0))), values)
+        scaled = (values - self.centre_[code]) / self.spread_[code]
+        return np.where(code >= 0, np.clip(scaled, -_LIMIT, _LIMIT), 0).astype(np.float32)
+
+    def _time_steps(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each event's time step, and which events lie before the last `steps` of them.
+
+        Steps without a measurement do not exist: a long silence costs nothing.
+        """
+        bins = np.floor(window.hours.astype(np.float64) / self.resolution).astype(np.int64)
+        order = np.lexsort((bins, window.samples))
+        sample, ordered = window.samples[order], bins[order]
+        new_sample = np.diff(sample, prepend=-1) != 0
+        new_step = new_sample | (np.diff(ordered, prepend=0) != 0)
+        count = np.cumsum(new_step)
+        first_of_sample = np.maximum.accumulate(np.where(new_sample, count, 0))
+        step = np.empty(len(order), np.int64)
+        step[order] = count - first_of_sample
+        last = np.zeros(len(window.offsets) - 1, np.int64)
+        np.maximum.at(last, window.samples, step)
+        surplus = np.maximum(last + 1 - self.steps, 0)[window.samples]
+        return step - surplus, step < surplus
+
+    def state(self) -> dict[str, object]:
+        scales = {name: getattr(self, name).tolist() for name in ("centre_", "spread_", "floor_")}
+        return {"codes_": self.codes_, **scales}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        self.codes_ = list(state["codes_"])
+        self.centre_, self.spread_, self.floor_ = (
+            np.array(state[name], dtype=np.float64) for name in ("centre_", "spread_", "floor_")
+        )
+
+
+def robust_scale(values: np.ndarray) -> tuple[float, float, float]:
+    """Centre, spread and floor of one analyte's values, from quantiles.
+
+    Returns:
+        Median; spread, the 10th to 90th percentile in normal standard deviations (the quartiles
+        where there are ten values or fewer); and the floor:
+        0 where values are used as they are, and otherwise, for a positive analyte with a long upper
+        tail, the smallest value that is told apart before the logarithm is taken.
+    """
+    tail, deviations = _TAILS[len(values) <= _FEW]
+    low, lower, middle, upper, high = np.quantile(values, [0.05, tail, 0.5, 1 - tail, 0.95])
+    positive = values[values > 0]
+    floor = 0.0
+    if low >= 0 and middle > 0 and high - middle > _SKEWED * (middle - low):
+        floor = float(np.quantile(positive, 0.01))
+        lower, middle, upper = np.log(np.maximum([lower, middle, upper], floor))
+    spread = (upper - lower) / deviations
+    if not spread > 1e-6 * max(abs(middle), 1e-6):
+        # Nearly all values are equal: what differs at all is what matters.
+        spread = float(np.std(np.clip(values, *np.quantile(values, [0.01, 0.99])))) if not floor else 0.0
+    if not spread > 1e-6 * max(abs(middle), 1e-6):
+        spread = max(abs(middle), 1.0)
+    return float(middle), float(spread), floor

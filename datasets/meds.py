@@ -1,0 +1,380 @@
+"""Cohorts as MEDS 0.4 datasets, the standard that other tools and hospitals' ETLs write.
+
+How the five tables lie in MEDS:
+
+| table | MEDS event |
+|---|---|
+| labs | `code` = analyte, `numeric_value` = value, extension column `unit` |
+| notes | `code` = `NOTE` or `NOTE//kind`, `text_value` = text |
+| images | `code` = `IMAGE` or `IMAGE//view`, extension columns `image_path`, `study_uid` |
+| static | `time` null, `code` = `STATIC//column`, `numeric_value` or `text_value` |
+| outcomes | `labels/<outcome>.parquet`, one label file an outcome |
+
+A MEDS reader may use an event from its `time` on. So `time` holds when the event became *available*,
+and, where that differs, the extension column `event_time` holds the time it describes.
+
+Source: MEDS 0.4.1, https://github.com/Medical-Event-Data-Standard/meds (schemas, folder layout).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .files import read_table, resolve_paths
+from .outcomes import OutcomeKind
+from .splits import as_subject_splits
+from .windows import available_time
+
+if TYPE_CHECKING:
+    from .cohort import Cohort
+
+DATA = pa.schema(
+    [
+        pa.field("subject_id", pa.int64(), nullable=False),
+        pa.field("time", pa.timestamp("us")),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("numeric_value", pa.float32()),
+        pa.field("text_value", pa.large_string()),
+        pa.field("event_time", pa.timestamp("us")),
+        pa.field("unit", pa.string()),
+        pa.field("image_path", pa.string()),
+        pa.field("study_uid", pa.string()),
+    ]
+)
+LABELS = {
+    "binary": pa.field("boolean_value", pa.bool_()),
+    "categorical": pa.field("categorical_value", pa.string()),
+    "continuous": pa.field("float_value", pa.float32()),
+}
+_LABEL_KEYS = [
+    pa.field("subject_id", pa.int64(), nullable=False),
+    pa.field("prediction_time", pa.timestamp("us"), nullable=False),
+]
+_KEYS = ["subject_id", "prediction_time"]
+# What a value column of a label file says of the outcome's kind; classes and integers are looked at.
+_LABEL_KINDS = {
+    "boolean_value": "binary",
+    "categorical_value": None,
+    "float_value": "continuous",
+    "integer_value": None,
+}
+_SCHEMA = 1
+_STATIC, _NOTE, _IMAGE = "STATIC", "NOTE", "IMAGE"
+
+
+# Writing
+
+
+def write_meds(cohort: Cohort, folder: Path) -> None:
+    """Write a cohort as a MEDS dataset, whole or not at all.
+
+    Raises:
+        InputError: the folder already holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} already holds something. Give a new or an empty folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        whole = Path(scratch) / folder.name
+        for name in ("data", "labels", "metadata"):
+            (whole / name).mkdir(parents=True)
+        numbers = _subject_numbers(cohort)
+        events = _events(cohort, folder.resolve())
+        events = events.assign(subject_id=events["subject_id"].map(numbers))
+        events = events.sort_values(["subject_id", "time"], na_position="first", kind="stable")
+        pq.write_table(pa.Table.from_pandas(events, DATA, preserve_index=False), whole / "data" / "0.parquet")
+        for name, kind in cohort.outcome_kinds.items():
+            _write_labels(cohort, name, kind, numbers, whole / "labels" / f"{name}.parquet")
+        _write_metadata(cohort, events, numbers, whole / "metadata")
+        if folder.exists():
+            folder.rmdir()
+        shutil.move(whole, folder)
+
+
+def _subject_numbers(cohort: Cohort) -> pd.Series:
+    """The int64 that MEDS wants for each patient: the id itself, or, for text ids, its rank."""
+    patients = np.sort(cohort.outcomes["subject_id"].unique())
+    numbered = pd.api.types.is_integer_dtype(cohort.outcomes["subject_id"].dtype)
+    return pd.Series(patients if numbered else np.arange(1, len(patients) + 1), index=patients, dtype="int64")
+
+
+def _events(cohort: Cohort, home: Path) -> pd.DataFrame:
+    parts = [pd.DataFrame({field.name: pd.Series(dtype="object") for field in DATA})]
+    if cohort.labs is not None:
+        labs = cohort.labs
+        parts.append(_timed(labs, code=labs["code"], numeric_value=labs["value"], unit=labs.get("unit")))
+    if cohort.notes is not None:
+        notes = cohort.notes
+        parts.append(_timed(notes, code=_coded(_NOTE, notes.get("kind"), len(notes)), text_value=notes["text"]))
+    if cohort.images is not None:
+        images = cohort.images
+        code = _coded(_IMAGE, images.get("view"), len(images))
+        path = images["path"].map(lambda path: _portable(path, home))
+        parts.append(_timed(images, code=code, image_path=path, study_uid=images.get("study_uid")))
+    if cohort.static is not None:
+        for column in cohort.static.columns.drop("subject_id"):
+            known = cohort.static[["subject_id", column]].dropna()
+            kind = "numeric_value" if pd.api.types.is_numeric_dtype(known[column].dtype) else "text_value"
+            facts = {"subject_id": known["subject_id"], "code": f"{_STATIC}//{column}", kind: known[column]}
+            parts.append(pd.DataFrame(facts))
+    filled = [part for part in parts if len(part)]
+    events = pd.concat(filled, ignore_index=True) if filled else parts[0]
+    events = events.reindex(columns=DATA.names)
+    # Static facts alone have no time, and no type of one either.
+    return events.astype({"time": "datetime64[us]", "event_time": "datetime64[us]"})
+
+
+def _timed(table: pd.DataFrame, **columns: pd.Series | None) -> pd.DataFrame:
+    available = available_time(table)
+    described = table["time"].where(table["time"] != available)
+    given = {name: values for name, values in columns.items() if values is not None}
+    return pd.DataFrame({"subject_id": table["subject_id"], "time": available, "event_time": described} | given)
+
+
+def _coded(prefix: str, detail: pd.Series | None, rows: int) -> pd.Series:
+    if detail is None:
+        return pd.Series(prefix, index=range(rows), dtype="str")
+    return (prefix + "//" + detail).fillna(prefix)
+
+
+def _portable(path: str, home: Path) -> str:
+    """The path relative to the dataset where the file lies inside it, and absolute otherwise."""
+    if "://" in path:
+        return path
+    whole = Path(path).absolute()
+    return str(whole.relative_to(home)) if whole.is_relative_to(home) else str(whole)
+
+
+def _write_labels(cohort: Cohort, name: str, kind: OutcomeKind, numbers: pd.Series, path: Path) -> None:
+    if not re.fullmatch(r"[^/\\\x00-\x1f\ud800-\udfff]{1,200}", name):
+        raise InputError(f"The outcome {name!r} cannot be a file name. Rename the column.")
+    values = cohort.outcomes[name]
+    if kind == "binary":
+        values = (values == 1).where(values.notna(), None)
+    field = LABELS[kind]
+    frame = pd.DataFrame(
+        {
+            "subject_id": cohort.outcomes["subject_id"].map(numbers),
+            "prediction_time": cohort.outcomes["prediction_time"],
+            field.name: values,
+        }
+    )
+    # A label file has no blanks: a sample whose outcome is unknown has no label.
+    frame = frame.dropna(subset=field.name)
+    pq.write_table(pa.Table.from_pandas(frame, pa.schema([*_LABEL_KEYS, field]), preserve_index=False), path)
+
+
+def _write_metadata(cohort: Cohort, events: pd.DataFrame, numbers: pd.Series, folder: Path) -> None:
+    dataset = {
+        "dataset_name": "chiasm cohort",
+        "meds_version": "0.4.1",
+        "etl_name": "chiasm",
+        "additional_value_modality_columns": ["image_path"],
+        "code_modifier_columns": ["unit"],
+        "other_extension_columns": ["event_time", "study_uid"],
+    }
+    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2), encoding="utf-8")
+    codes = pd.DataFrame({"code": np.sort(events["code"].unique())}).assign(description=None, parent_codes=None)
+    schema = pa.schema([("code", pa.string()), ("description", pa.string()), ("parent_codes", pa.list_(pa.string()))])
+    pq.write_table(pa.Table.from_pandas(codes, schema, preserve_index=False), folder / "codes.parquet")
+    if cohort.subject_splits is not None:
+        named = cohort.subject_splits[cohort.subject_splits.index.isin(numbers.index)]
+        split = pd.DataFrame({"subject_id": named.index.map(numbers), "split": named.to_numpy()})
+        schema = pa.schema([_LABEL_KEYS[0], pa.field("split", pa.string(), nullable=False)])
+        pq.write_table(pa.Table.from_pandas(split, schema, preserve_index=False), folder / "subject_splits.parquet")
+    ours = {
+        "schema": _SCHEMA,
+        "history": cohort.history,
+        "text_ids": not pd.api.types.is_integer_dtype(cohort.outcomes["subject_id"].dtype),
+        "outcomes": {
+            name: {"kind": str(kind), "classes": list(kind.classes)} for name, kind in cohort.outcome_kinds.items()
+        },
+        "tables": {
+            name: {column: str(dtype) for column, dtype in getattr(cohort, name).dtypes.items()}
+            for name in ("labs", "notes", "images", "static")
+            if getattr(cohort, name) is not None
+        },
+    }
+    (folder / "chiasm.json").write_text(json.dumps(ours, indent=2), encoding="utf-8")
+    ids = pd.DataFrame({"subject_id": numbers.to_numpy(), "original_id": numbers.index.astype("str")})
+    ids.to_parquet(folder / "subject_ids.parquet", index=False)
+    keys = cohort.outcomes[["subject_id", "prediction_time"]]
+    keys.assign(subject_id=keys["subject_id"].map(numbers)).to_parquet(folder / "samples.parquet", index=False)
+
+
+# Reading
+
+
+def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) -> Cohort:
+    """Read a MEDS dataset, of chiasm's or of any other writing.
+
+    In a dataset of other writing, numbers become labs; text whose code is `NOTE` or `NOTE//...`, and
+    text that has a space in it and no number beside it, becomes notes; events with `image_path` become
+    images; events without a time become static facts, the last one where a patient has a code twice.
+    Events that carry neither number, text nor image are not read. Outcomes are the label files
+    `labels/NAME.parquet` or `labels/NAME/*.parquet`.
+
+    Raises:
+        InputError: a file is missing or of another schema.
+    """
+    shards = sorted((folder / "data").rglob("*.parquet"))
+    if not shards:
+        raise InputError(f"{folder / 'data'} has no .parquet file. A MEDS dataset keeps its events there.")
+    events = pd.concat([_read_shard(path) for path in shards], ignore_index=True)
+    known = _read_layout(folder / "metadata" / "chiasm.json")
+    outcomes, kinds = _read_labels(folder, known)
+    tables: dict[str, pd.DataFrame | None] = {"outcomes": outcomes, **_as_tables(events, folder)}
+    if known:
+        tables = _restored(tables, known["tables"])
+    chosen = {"history": known.get("history"), **settings}
+    chosen["outcome_kinds"] = kinds | dict(chosen.get("outcome_kinds") or {})
+    cohort = kind(**tables, **chosen)
+    division = folder / "metadata" / "subject_splits.parquet"
+    if division.is_file():
+        cohort.subject_splits = as_subject_splits(read_table(division), cohort.outcomes["subject_id"])
+    if known.get("text_ids"):
+        names = read_table(folder / "metadata" / "subject_ids.parquet").set_index("subject_id")["original_id"]
+        return cohort.rename_subjects(names)
+    return cohort
+
+
+def _read_layout(path: Path) -> dict:
+    """What chiasm noted beside a dataset that it wrote; nothing for a dataset of other writing."""
+    if not path.is_file():
+        return {}
+    try:
+        layout = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON. Write the cohort anew, or remove the file.") from error
+    if not isinstance(layout, dict) or layout.get("schema") != _SCHEMA or not {"outcomes", "tables"} <= set(layout):
+        raise InputError(f"{path} is not of schema {_SCHEMA}, which this version reads. Write the cohort anew.")
+    return layout
+
+
+def _read_shard(path: Path) -> pd.DataFrame:
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} is not a readable Parquet file. Write it anew.") from error
+    missing = [name for name in ("subject_id", "time", "code") if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path} lacks the column {missing[0]}, which MEDS 0.4 requires.")
+    wanted = [name for name in DATA.names if name in table.column_names]
+    return table.select(wanted).to_pandas().reindex(columns=DATA.names)
+
+
+def _as_tables(events: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame | None]:
+    """MEDS events as the four input tables."""
+    static = events["time"].isna()
+    image = ~static & events["image_path"].notna()
+    coded_note = events["code"].str.match(rf"{_NOTE}(?://|$)")
+    note = ~static & ~image & events["text_value"].notna()
+    # "5.1 mmol/L" beside 5.1 is a number and how it was printed.
+    prose = events["numeric_value"].isna() & events["text_value"].astype("str").str.contains(" ").fillna(False)
+    note &= coded_note | prose
+    lab = ~static & ~image & ~note & events["numeric_value"].notna()
+    timed = events.assign(
+        available_at=events["time"].where(events["event_time"].notna()),
+        time=events["event_time"].where(events["event_time"].notna(), events["time"]),
+    )
+    detail = events["code"].str.split("//", n=1).str.get(1)
+    keys = ["subject_id", "time", "available_at"]
+    labs = timed[lab][[*keys, "code", "numeric_value", "unit"]].rename(columns={"numeric_value": "value"})
+    notes = timed[note][[*keys, "text_value"]].rename(columns={"text_value": "text"})
+    images = timed[image][[*keys, "image_path", "study_uid"]].rename(columns={"image_path": "path"})
+    return {
+        "labs": labs if len(labs) else None,
+        "notes": notes.assign(kind=detail[note].where(coded_note[note])) if len(notes) else None,
+        "images": images.assign(view=detail[image], path=resolve_paths(images["path"], folder))
+        if len(images)
+        else None,
+        "static": _static_table(events[static]) if static.any() else None,
+    }
+
+
+def _static_table(facts: pd.DataFrame) -> pd.DataFrame:
+    """Facts without a time as one row a patient; a code such as `GENDER//F` alone is a category."""
+    column = facts["code"].str.removeprefix(f"{_STATIC}//")
+    bare = facts["numeric_value"].isna() & facts["text_value"].isna()
+    category = column.str.split("//", n=1).str.get(1).where(bare)
+    column = column.where(~bare, column.str.split("//", n=1).str.get(0))
+    value = facts["numeric_value"].astype(object).where(facts["numeric_value"].notna(), facts["text_value"])
+    value = value.where(~bare, category.fillna("present"))
+    long = pd.DataFrame({"subject_id": facts["subject_id"], "column": column, "value": value})
+    wide = long.drop_duplicates(["subject_id", "column"], keep="last")
+    return wide.pivot(index="subject_id", columns="column", values="value").rename_axis(columns=None).reset_index()
+
+
+def _restored(tables: dict[str, pd.DataFrame | None], layout: dict[str, dict[str, str]]) -> dict:
+    """Tables with exactly the columns and types they had when chiasm wrote them."""
+    restored = {"outcomes": tables["outcomes"]}
+    for name, columns in layout.items():
+        table = tables[name]
+        if table is None:
+            table = pd.DataFrame({"subject_id": pd.Series(dtype="int64")})
+        table = table.reindex(columns=list(columns))
+        for column, dtype in columns.items():
+            if column != "subject_id":
+                # Categories stay categories, even where all of them look like numbers.
+                table[column] = (
+                    table[column].astype(dtype).astype("category" if (name, dtype) == ("static", "str") else dtype)
+                )
+        restored[name] = table
+    return restored
+
+
+def _read_labels(folder: Path, known: dict) -> tuple[pd.DataFrame, dict[str, str]]:
+    """All label files of `labels/` joined into one outcomes table, with the kinds they declare."""
+    samples = folder / "metadata" / "samples.parquet"
+    outcomes = read_table(samples)[_KEYS] if samples.is_file() else None
+    kinds: dict[str, str] = {}
+    home = folder / "labels"
+    paths: dict[str, list[Path]] = {}
+    for path in sorted(home.glob("*.parquet")) + sorted(home.glob("*/**/*.parquet")):
+        paths.setdefault(path.relative_to(home).parts[0].removesuffix(".parquet"), []).append(path)
+    for name in known.get("outcomes", paths):
+        if name not in paths:
+            raise InputError(f"{home} lacks {name}.parquet, which metadata/chiasm.json names.")
+        labels, declared = _read_label_file(paths[name], name)
+        outcomes = labels if outcomes is None else outcomes.merge(labels, on=_KEYS, how="outer")
+        if name in known.get("outcomes", {}):
+            stored = known["outcomes"][name]
+            declared = OutcomeKind(stored["kind"], stored["classes"])
+        if declared is not None:
+            kinds[name] = declared
+    if outcomes is None:
+        raise InputError(
+            f"{folder} has no label files. Put what is to be predicted into labels/NAME.parquet "
+            "(subject_id, prediction_time, boolean_value)."
+        )
+    return outcomes, kinds
+
+
+def _read_label_file(paths: list[Path], name: str) -> tuple[pd.DataFrame, str | None]:
+    """One outcome of all its shards, and the kind that its column declares (None: to be inferred)."""
+    shards = []
+    for path in paths:
+        shard = read_table(path)
+        if not {*_KEYS} <= set(shard.columns) or not set(_LABEL_KINDS) & set(shard.columns):
+            raise InputError(f"{path} is no MEDS label file: it needs subject_id, prediction_time and a value.")
+        shards.append(shard)
+    labels = pd.concat(shards, ignore_index=True)
+    present = [column for column in _LABEL_KINDS if column in labels.columns]
+    # A file may have all columns that MEDS knows, and values in one.
+    column = next((column for column in present if labels[column].notna().any()), present[0])
+    if pd.api.types.infer_dtype(labels[column], skipna=True) == "boolean":
+        # As numbers, so that the user may also give another kind.
+        labels[column] = labels[column].astype("float32")
+    return labels[[*_KEYS, column]].rename(columns={column: name}), _LABEL_KINDS[column]

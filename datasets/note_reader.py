@@ -1,0 +1,178 @@
+"""Clinical notes of a cohort as token numbers, in overlapping pieces that a transformer can take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .batch import Notes
+from .cohort import Cohort
+from .errors import InputError
+from .prepared import Packed
+from .recent import most_recent
+from .windows import Window
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SPECIAL = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}
+
+
+class NoteReader:
+    """Turns notes into pieces of at most `length` tokens that overlap by `overlap`.
+
+    Args:
+        source: a Hugging Face tokenizer by name or local folder; None trains a WordPiece tokenizer
+            on the training patients' notes.
+        vocabulary: size of the trained vocabulary, at most.
+        length: tokens a piece at most, begin and end marks included.
+        overlap: tokens that neighbouring pieces share.
+        most: pieces a sample at most; the most recent stay.
+    """
+
+    def __init__(
+        self, source: str | None = None, *, vocabulary: int = 8000, length: int = 256, overlap: int = 32, most: int = 16
+    ) -> None:
+        if not 0 <= overlap < length - 2 or most < 1 or vocabulary < 32:
+            raise InputError(
+                f"length is {length}, overlap {overlap}, most {most} and vocabulary {vocabulary}; expected an "
+                "overlap shorter than length - 2, at least 1 piece and 32 words."
+            )
+        self.source, self.vocabulary = source, vocabulary
+        self.length, self.overlap, self.most = length, overlap, most
+        self.tokenizer_: Tokenizer | None = None
+
+    def fit(self, cohort: Cohort) -> None:
+        """Load the tokenizer, or train one on the notes that training samples may see.
+
+        Raises:
+            InputError: the tokenizer cannot be found.
+        """
+        if self.source is None:
+            rows = np.unique(cohort.window("notes").rows)
+            texts = [] if cohort.notes is None else cohort.notes["text"].iloc[rows].tolist()
+            self.tokenizer_ = train_wordpiece(texts, self.vocabulary)
+        else:
+            self.tokenizer_ = load_tokenizer(self.source)
+        self.tokenizer_.no_truncation()
+        self.tokenizer_.no_padding()
+
+    def pack(self, cohort: Cohort) -> Packed:
+        """Pieces of every note that some sample sees; those beyond `most` are counted in the remarks."""
+        window = cohort.window("notes")
+        used = np.unique(window.rows)
+        texts = [] if cohort.notes is None else cohort.notes["text"].iloc[used].tolist()
+        pieces, of_note = self._pieces(texts)
+        remarks = []
+        blank = len(texts) - len(np.unique(of_note))
+        if blank:
+            remarks.append(f"notes: {blank} in which the tokenizer found no word")
+        by_piece = _expanded(window, np.searchsorted(used, window.rows), np.bincount(of_note, minlength=len(used)))
+        by_piece, dropped = most_recent(by_piece, self.most)
+        if dropped:
+            remarks.append(f"notes: {dropped} pieces older than the {self.most} most recent of their patient")
+        length = np.array([len(piece) for piece in pieces], np.int32)
+        tokens = np.zeros((len(pieces), max(length, default=0)), np.int32)
+        for row, piece in zip(tokens, pieces, strict=True):
+            row[: len(piece)] = piece
+        arrays = {"tokens": tokens, "length": length}
+        return Packed(Notes, by_piece.offsets, by_piece.rows, by_piece.hours, arrays, remarks=tuple(remarks))
+
+    def _pieces(self, texts: list[str]) -> tuple[list[list[int]], np.ndarray]:
+        """Token numbers of every piece, and the number of the note each comes from, ascending."""
+        self.tokenizer_.enable_truncation(self.length, stride=self.overlap)
+        pieces: list[list[int]] = []
+        of_note: list[int] = []
+        for number, text in enumerate(texts):
+            encoded = self.tokenizer_.encode(text)
+            for piece in (encoded, *encoded.overflowing):
+                if not all(piece.special_tokens_mask):
+                    pieces.append(piece.ids)
+                    of_note.append(number)
+        # What was fitted stays as it was: the cut belongs to this reader's settings.
+        self.tokenizer_.no_truncation()
+        return pieces, np.array(of_note, np.int64)
+
+    def state(self) -> dict[str, object]:
+        return {"tokenizer_": self.tokenizer_.to_str()}
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer_ = Tokenizer.from_str(state["tokenizer_"])
+
+
+def _expanded(window: Window, note: np.ndarray, pieces_of_note: np.ndarray) -> Window:
+    """The window of notes as a window of their pieces, in reading order."""
+    counts = pieces_of_note[note]
+    first = (np.cumsum(pieces_of_note) - pieces_of_note)[note]
+    rows = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    return Window(ends[window.offsets], rows, np.repeat(window.hours, counts))
+
+
+def train_wordpiece(texts: list[str], vocabulary: int) -> Tokenizer:
+    """A lower-casing WordPiece tokenizer learned from texts; [PAD] is 0, [UNK] is 1.
+
+    The same texts give the same tokenizer, in every run.
+
+    Source: Schuster and Nakajima, Japanese and Korean voice search, ICASSP 2012; as in BERT.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    special = list(_SPECIAL.values())
+    counts = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    # Each character is a piece twice, as the beginning of a word and as its continuation.
+    most = (vocabulary - len(special)) // 2
+    by_count = sorted((-count, letter) for letter, count in counts.items() if not letter.isspace())[:most]
+    alphabet = sorted(letter for _, letter in by_count)
+    # The trainer numbers continuations in the order of a hash table, and breaks ties by those numbers,
+    # so that it differs from run to run; given as special tokens, they have their numbers beforehand.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        special_tokens=[*special, *(f"##{letter}" for letter in alphabet)],
+        show_progress=False,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token=_SPECIAL["unknown"]))
+    learner.normalizer, learner.pre_tokenizer = normalizer, pre_tokenizer
+    learner.train_from_iterator(texts, trainer)
+    # In the tokenizer that is used, continuations are pieces like others.
+    tokenizer = Tokenizer(models.WordPiece(learner.get_vocab(), unk_token=_SPECIAL["unknown"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(special)
+    ends = [(_SPECIAL[name], tokenizer.token_to_id(_SPECIAL[name])) for name in ("begin", "end")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The fast tokenizer of a Hugging Face model, by name or local folder.
+
+    Raises:
+        InputError: there is none, it cannot be reached, or it has no vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"No tokenizer could be loaded from {source!r}. Give the name of a Hugging Face model that can be "
+            "reached, or a local folder with its tokenizer.json."
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(f"The tokenizer of {source!r} has no tokenizer.json. Convert it to a fast tokenizer.")
+    # Without a vocabulary file, transformers makes a tokenizer of special tokens alone, and says nothing.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(f"The tokenizer of {source!r} knows no word. Put its tokenizer.json into the folder.")
+    return tokenizer.backend_tokenizer

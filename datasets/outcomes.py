@@ -1,0 +1,170 @@
+"""What is to be predicted: the kind of each outcome column, and outcomes as numbers with a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from .checks import TableCheck
+from .errors import InputError
+from .words import as_words
+
+KINDS = ("binary", "categorical", "continuous")
+_TRUTH = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
+
+
+class OutcomeKind(str):
+    """`"binary"`, `"categorical"` or `"continuous"`; a categorical one also knows its classes.
+
+    It is a string, so that `kinds["died"] == "binary"` reads as it should.
+    """
+
+    classes: tuple[str, ...]
+
+    def __new__(cls, kind: str, classes: Sequence[str] = ()) -> OutcomeKind:
+        if kind not in KINDS:
+            raise InputError(f"The outcome kind is {str(kind)!r}; expected one of {', '.join(KINDS)}.")
+        if (kind == "categorical") != bool(classes):
+            raise InputError(
+                f"A {kind} outcome came with the classes {tuple(classes)}; a categorical outcome needs its "
+                'classes, OutcomeKind("categorical", ["mild", "severe"]), and no other kind has any.'
+            )
+        self = super().__new__(cls, kind)
+        self.classes = tuple(map(str, classes))
+        if len(set(self.classes)) != len(self.classes):
+            raise InputError(f"The classes of a categorical outcome repeat: {self.classes}.")
+        return self
+
+    def __reduce__(self) -> tuple:
+        return OutcomeKind, (str(self), self.classes)
+
+    @property
+    def logits(self) -> int:
+        """How many numbers a model gives for this outcome: one, or one a class."""
+        return max(1, len(self.classes))
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        """The outcome's rows in a table of risks: `died`, or `stage=mild`, `stage=severe`."""
+        return tuple(f"{name}={label}" for label in self.classes) or (name,)
+
+
+def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> OutcomeKind:
+    """The kind of one outcome column, from its values unless `wanted` says it.
+
+    Truth values and 0/1 are binary, words are categorical, other numbers are continuous.
+
+    Raises:
+        InputError: no value at all to infer from, or values that the wanted kind cannot have.
+    """
+    if isinstance(wanted, OutcomeKind) and wanted.classes:
+        return wanted
+    words = _words(values)
+    known = sorted(set(words.dropna()))
+    if wanted is None:
+        if not known:
+            raise InputError(
+                f"outcomes.{name} is blank throughout, so its kind cannot be told. "
+                f'Give it: Cohort(..., outcome_kinds={{"{name}": "binary"}}), or drop the column.'
+            )
+        if all(word.lower() in _TRUTH for word in known):
+            wanted = "binary"
+        else:
+            numeric = pd.to_numeric(pd.Series(known), errors="coerce").notna().all()
+            wanted = "continuous" if numeric else "categorical"
+    if wanted == "categorical":
+        if len(known) < 2:
+            raise InputError(f"outcomes.{name} is categorical but has fewer than two classes.")
+        return OutcomeKind("categorical", known)
+    return OutcomeKind(wanted)
+
+
+def infer_kinds(outcomes: pd.DataFrame, wanted: Mapping[str, str]) -> dict[str, OutcomeKind]:
+    """The kind of every outcome column, from its values unless `wanted` says it.
+
+    Raises:
+        InputError: `wanted` names no column, or a kind cannot be told; see `infer_kind`.
+    """
+    names = outcomes.columns.drop(["subject_id", "prediction_time"])
+    unknown = sorted(map(str, set(wanted) - set(names)))
+    if unknown:
+        raise InputError(f"outcome_kinds names {unknown[0]}, but outcomes has {', '.join(names) or 'no such column'}.")
+    return {name: infer_kind(outcomes[name], name, wanted.get(name)) for name in names}
+
+
+def encode_outcome(values: pd.Series, name: str, kind: OutcomeKind) -> np.ndarray:
+    """One outcome as float32 `[sample]`: 0/1, class number, or value; NaN where it is unknown.
+
+    Raises:
+        InputError: a value that the kind cannot have, with its column and row.
+    """
+    numbers, wrong = _encoded(values, kind)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0]) + 1
+        raise InputError(f"outcomes, data row {row}: {_expectation(name, kind)}. {_remedy(name)}.")
+    return numbers
+
+
+def typed_outcomes(outcomes: pd.DataFrame, kinds: Mapping[str, OutcomeKind], check: TableCheck) -> pd.DataFrame:
+    """The outcomes table with each column in the type of its kind: text for classes, else float32.
+
+    A value that the kind cannot have is noted in `check`.
+    """
+    columns = {}
+    for name, kind in kinds.items():
+        numbers, wrong = _encoded(outcomes[name], kind)
+        check.refuse(wrong, _expectation(name, kind), _remedy(name))
+        columns[name] = _words(outcomes[name]) if kind == "categorical" else numbers
+    return outcomes.assign(**columns)
+
+
+def _encoded(values: pd.Series, kind: OutcomeKind) -> tuple[np.ndarray, np.ndarray]:
+    """float32 `[row]`, NaN where unknown, and bool `[row]`, True where the value does not fit the kind."""
+    cells = as_words(values)
+    words = _words(values)
+    if kind == "categorical":
+        numbers = words.map({label: float(k) for k, label in enumerate(kind.classes)})
+    elif kind == "binary":
+        numbers = words.str.lower().map(_TRUTH)
+    else:
+        numbers = pd.to_numeric(words, errors="coerce")
+    with np.errstate(over="ignore"):
+        numbers = numbers.to_numpy("float64", na_value=np.nan).astype("float32")
+    return numbers, (~np.isfinite(numbers) & words.notna().to_numpy(bool)) | cells.broken | cells.strange
+
+
+def _expectation(name: str, kind: OutcomeKind) -> str:
+    if kind == "categorical":
+        return f"{name} is categorical, so it must be one of the classes {', '.join(kind.classes)}, or blank"
+    expected = "0 or 1" if kind == "binary" else "a finite number"
+    return f"{name} is {kind}, so it must be {expected}, or blank where unknown"
+
+
+def _remedy(name: str) -> str:
+    return f'Correct the value, or give the kind that is meant: outcome_kinds={{"{name}": ...}}'
+
+
+def encode_outcomes(outcomes: pd.DataFrame, kinds: Mapping[str, OutcomeKind]) -> tuple[np.ndarray, np.ndarray]:
+    """All outcomes as numbers.
+
+    Returns:
+        Values float32 `[sample, outcome]`, zero where unknown, and a mask bool `[sample, outcome]`
+        that is True where the outcome is known.
+
+    Raises:
+        InputError: a column is missing, or a value does not fit its kind.
+    """
+    missing = [name for name in kinds if name not in outcomes.columns]
+    if missing:
+        raise InputError(f"outcomes lacks the column {missing[0]}, which the model predicts. Add it.")
+    columns = [encode_outcome(outcomes[name], name, kind) for name, kind in kinds.items()]
+    values = np.stack(columns, axis=1) if columns else np.zeros((len(outcomes), 0), np.float32)
+    known = ~np.isnan(values)
+    return np.where(known, values, np.float32(0)), known
+
+
+def _words(values: pd.Series) -> pd.Series:
+    """Values as trimmed text; missing where blank or unreadable."""
+    words = as_words(values)
+    return words.text.str.strip().mask(words.blank | words.broken | words.strange)

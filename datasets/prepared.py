@@ -1,0 +1,173 @@
+"""A cohort as arrays: read, decoded and scaled once, then cut into batches as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .batch import Batch, Notes, Part
+from .cohort import Cohort
+from .outcomes import OutcomeKind, encode_outcomes
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One modality of all samples: which rows of the arrays each sample sees, and when."""
+
+    kind: type[Part]
+    offsets: np.ndarray
+    """int64 `[sample + 1]`: the entries of sample i are `offsets[i]:offsets[i + 1]`."""
+    rows: np.ndarray
+    """int64 `[entry]`: positions in the arrays; samples of one patient share rows."""
+    hours: np.ndarray
+    """float32 `[entry]`, relative to the prediction time (≤ 0)."""
+    arrays: dict[str, np.ndarray]
+    """By field of the part, `[row, ...]`."""
+    entries: dict[str, np.ndarray] = field(default_factory=dict)
+    """By field of the part, `[entry, ...]`, for what depends on the sample and not on the row alone."""
+    remarks: tuple[str, ...] = ()
+    """What was left out on the way, counted."""
+
+    def take(self, samples: np.ndarray) -> Part:
+        """The part of a batch that holds these samples."""
+        counts = self.offsets[samples + 1] - self.offsets[samples]
+        total = int(counts.sum())
+        first = np.repeat(self.offsets[samples] - (np.cumsum(counts) - counts), counts)
+        entry = np.arange(total) + first
+        rows = self.rows[entry]
+        columns = {
+            "patient": np.repeat(np.arange(len(samples)), counts),
+            "hours": self.hours[entry],
+            **{name: array[rows] for name, array in self.arrays.items()},
+            **{name: array[entry] for name, array in self.entries.items()},
+        }
+        part = self.kind(**{name: torch.from_numpy(_as_tensor_type(column)) for name, column in columns.items()})
+        if isinstance(part, Notes):
+            longest = int(part.length.max()) if total else 0
+            part = part._replace(tokens=part.tokens[:, :longest])
+        return part
+
+
+def _as_tensor_type(column: np.ndarray) -> np.ndarray:
+    """Integers as int64, since they become indices; pixels and floats as they are."""
+    if column.dtype in (np.int16, np.int32):
+        return column.astype(np.int64)
+    return column
+
+
+class Reader(Protocol):
+    """How the samples of a cohort become the arrays of one modality.
+
+    What is fitted is fitted on the training patients, has a name that ends in `_`, and is saved
+    with the model.
+    """
+
+    def fit(self, cohort: Cohort) -> None:
+        """Learn scales, vocabularies and the like from training patients."""
+
+    def pack(self, cohort: Cohort) -> Packed:
+        """Read, decode and scale one modality of every sample."""
+
+    def state(self) -> dict[str, object]:
+        """What was fitted, as plain JSON values."""
+
+    def restore(self, state: Mapping[str, object]) -> None:
+        """Take back what `state` gave."""
+
+
+@dataclass(frozen=True)
+class PreparedSamples(torch.utils.data.Dataset):
+    """All samples of a cohort as arrays; indexing with a list of positions gives a `Batch`."""
+
+    keys: pd.DataFrame
+    """`subject_id` and `prediction_time` of each sample."""
+    parts: dict[str, Packed]
+    outcomes: np.ndarray
+    known: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, samples: Sequence[int]) -> Batch:
+        samples = np.asarray(samples, dtype=np.int64)
+        return Batch(
+            sample=torch.from_numpy(samples),
+            parts={name: packed.take(samples) for name, packed in self.parts.items()},
+            outcomes=torch.from_numpy(self.outcomes[samples]),
+            known=torch.from_numpy(self.known[samples]),
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was left out while reading, modality by modality."""
+        return tuple(remark for packed in self.parts.values() for remark in packed.remarks)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 `[sample]`: entries of all modalities, the measure by which batches are bucketed."""
+        counts = [np.diff(packed.offsets) for packed in self.parts.values()]
+        return np.sum(counts, axis=0) if counts else np.zeros(len(self), np.int64)
+
+    @property
+    def empty(self) -> np.ndarray:
+        """bool `[sample]`: True where no modality has anything."""
+        return self.sizes == 0
+
+
+def prepare(
+    cohort: Cohort, readers: Mapping[str, Reader], outcome_kinds: Mapping[str, OutcomeKind] | None = None
+) -> PreparedSamples:
+    """Read a cohort through fitted readers.
+
+    Args:
+        cohort: the samples.
+        readers: one a modality, fitted.
+        outcome_kinds: the outcomes to encode; None for prediction, where they are not needed.
+
+    Raises:
+        InputError: a file cannot be read, or an outcome does not fit its kind.
+    """
+    values, known = encode_outcomes(cohort.outcomes, outcome_kinds or {})
+    return PreparedSamples(
+        keys=cohort.outcomes[["subject_id", "prediction_time"]],
+        parts={name: reader.pack(cohort) for name, reader in readers.items()},
+        outcomes=values,
+        known=known,
+    )
+
+
+@dataclass(frozen=True)
+class BucketedBatches(torch.utils.data.Sampler):
+    """Batches of samples of like size, in an order that the seed and the epoch determine.
+
+    Samples are shuffled, sorted by size inside pools of `pool` batches, cut, and the batches are
+    shuffled again: nearly as random as plain shuffling, with little padding.
+    """
+
+    sizes: np.ndarray
+    batch_size: int
+    seed: int = 0
+    epoch: int = 0
+    shuffle: bool = True
+    pool: int = 8
+
+    def __len__(self) -> int:
+        return -(-len(self.sizes) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.shuffle:
+            order = np.argsort(self.sizes, kind="stable")
+            yield from (order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size))
+            return
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.sizes))
+        width = self.pool * self.batch_size
+        pools = [order[i : i + width] for i in range(0, len(order), width)]
+        order = np.concatenate([pool[np.argsort(self.sizes[pool], kind="stable")] for pool in pools])
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        yield from (batches[i].tolist() for i in generator.permutation(len(batches)))

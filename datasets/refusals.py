@@ -1,0 +1,79 @@
+"""How decoders of other libraries fail, turned into one error that names the file and shows no header value."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import InvalidOperation
+from os import PathLike
+
+from .errors import InputError, UnreadableImageError
+
+# What pydicom, its decoders and Pillow raise on malformed files, seen on mutated ones, beside pydicom's own
+# types: elements of the wrong kind (AttributeError, TypeError, ValueError with UnicodeError), lookups
+# (KeyError, IndexError), numbers (OverflowError, ZeroDivisionError, InvalidOperation), short files
+# (EOFError, OSError with UnidentifiedImageError, struct.error, zlib.error), decoders (RuntimeError with
+# NotImplementedError and RecursionError), PNG chunks (SyntaxError), sizes no machine has (MemoryError).
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    InvalidOperation,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+def _malformed() -> tuple[type[Exception], ...]:
+    """The types above and pydicom's, which derive from Exception alone; asked for only after a failure."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (*MALFORMED, BytesLengthException, InvalidDicomError)
+
+
+@contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """Keep a foreign library's warnings and log inside, and turn its failures into a refusal.
+
+    The library's own text is dropped, also from the traceback: it may quote header values, which may
+    name a patient.
+
+    Args:
+        reason: what failed and what to do, as sentences.
+
+    Raises:
+        UnreadableImageError: the block failed with one of those types.
+    """
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except _malformed() as error:
+        raise UnreadableImageError(f"{reason} [{type(error).__name__}]") from None
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def naming(path: str | PathLike[str]) -> Iterator[None]:
+    """Put the file's path before the message of every refusal in the block."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from None

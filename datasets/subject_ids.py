@@ -1,0 +1,65 @@
+"""Patient ids: one type in all tables, so that the same patient is the same value everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from .checks import TableCheck
+from .errors import InputError
+from .words import as_words
+
+
+def subject_names(values: pd.Series, check: TableCheck) -> pd.Series:
+    """Patient ids as trimmed text; whether they are numbers is decided over all tables.
+
+    Args:
+        values: integers, text, or the floats that pandas makes of integers beside a blank.
+        check: collects rows without an id.
+
+    Raises:
+        InputError: floats that are no whole numbers, or too large to be exact.
+    """
+    if pd.api.types.is_float_dtype(values.dtype):
+        numbers = values.dropna().to_numpy()
+        # The whole numbers that a float has without gaps.
+        exact = 2.0 ** (np.finfo(numbers.dtype).nmant + 1)
+        if not np.all((np.abs(numbers) < exact) & (numbers == np.trunc(numbers))):
+            raise InputError(
+                f"{check.table}.subject_id holds floats that are fractions or too large to be exact, so patients could "
+                'be mistaken for each other. Read the column as text: read_csv(..., dtype={"subject_id": "str"}).'
+            )
+    words = as_words(values)
+    check.refuse(words.blank, "subject_id is blank", "Every row must name its patient: fill it in")
+    check.refuse(words.broken, "subject_id is not Unicode text (lone surrogates)", "Decode the source again")
+    check.refuse(words.strange, "subject_id is neither text nor a number", "Convert the column to text")
+    return words.text.str.strip()
+
+
+def are_whole_numbers(names: Iterable[str]) -> bool:
+    """Whether all ids are int64 in their plain form ("17", not "017" or "1e3")."""
+    for name in names:
+        digits = name.removeprefix("-")
+        if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
+            return False
+        if str(int(name)) != name:
+            return False
+    return True
+
+
+def of_one_type(tables: Mapping[str, pd.DataFrame], checks: Mapping[str, TableCheck]) -> dict[str, pd.DataFrame]:
+    """The tables with `subject_id` as int64 if all of them are plain numbers, else as text."""
+    names = {name: subject_names(table["subject_id"], checks[name]) for name, table in tables.items()}
+    distinct = {name: pd.factorize(column) for name, column in names.items()}
+    # Rows without an id are refused above; the number they get here is never looked at.
+    whole = all(are_whole_numbers(name or "0" for name in ids) for _, ids in distinct.values())
+    if not whole:
+        return {name: table.assign(subject_id=names[name]) for name, table in tables.items()}
+    return {
+        name: table.assign(
+            subject_id=np.array([int(one or 0) for one in distinct[name][1]], np.int64)[distinct[name][0]]
+        )
+        for name, table in tables.items()
+    }

@@ -1,0 +1,191 @@
+"""The five tables of a cohort: what columns they have, and what a row must satisfy to enter.
+
+Every check names the table, the data row (the first is 1), and the remedy, and never the patient or
+the text. A row that fails stops the reading, or, where the caller asked for it, is left out and
+listed as an `Exclusion`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from .checks import TableCheck
+from .errors import InputError
+from .times import are_dates, parse_times
+from .words import Words, as_words
+
+REQUIRED = {
+    "outcomes": ("subject_id", "prediction_time"),
+    "labs": ("subject_id", "time", "code", "value"),
+    "notes": ("subject_id", "time", "text"),
+    "images": ("subject_id", "time", "path"),
+    "static": ("subject_id",),
+}
+OPTIONAL = {
+    "labs": ("unit", "available_at"),
+    "notes": ("kind", "available_at"),
+    "images": ("view", "study_uid", "available_at"),
+}
+EVENT_TABLES = ("labs", "notes", "images")
+TIME_COLUMNS = ("prediction_time", "time", "available_at")
+
+# No quantity that a laboratory reports reaches this in any customary unit: the largest are cell
+# counts a litre (red cells, 5e12) and viral loads (1e11 copies a litre).
+LARGEST_LAB_VALUE = 1e15
+
+# What pandas calls a column of a CSV file whose header is blank.
+_NAMELESS = re.compile(r"\s*$|Unnamed: \d+$")
+
+
+def require_columns(table: pd.DataFrame, name: str) -> None:
+    """Raise `InputError` unless the table has the columns that its kind needs, each once."""
+    if not isinstance(table, pd.DataFrame):
+        raise InputError(f"{name} is a {type(table).__name__}; expected a pandas DataFrame.")
+    missing = [column for column in REQUIRED[name] if column not in table.columns]
+    if missing:
+        raise InputError(
+            f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
+            f"{', '.join(map(str, table.columns)) or 'none'}. Rename or add what is missing."
+        )
+    doubled = table.columns[table.columns.duplicated()]
+    if len(doubled):
+        raise InputError(f"{name} has the column {doubled[0]} twice. Rename or drop one of them.")
+    if name in ("outcomes", "static"):
+        # Every further column has a meaning here, so that a forgotten row number would become one.
+        nameless = [column for column in table.columns if not isinstance(column, str) or _NAMELESS.match(column)]
+        if nameless:
+            raise InputError(
+                f"{name} has a column without a name ({nameless[0]!r}). Name it by text, or drop it; if it is the row "
+                "number that pandas writes, write the table with index=False."
+            )
+
+
+def parse_lab_values(values: pd.Series, check: TableCheck) -> pd.Series:
+    """Lab values as float32, refusing what is blank, not a number, infinite or impossibly large.
+
+    Raises:
+        InputError: the column holds times, durations or complex numbers.
+    """
+    if pd.api.types.is_datetime64_any_dtype(values.dtype) or values.dtype.kind in "mMc":
+        raise InputError(f"{check.table}.value holds {values.dtype}, not numbers. Write results as plain numbers.")
+    if pd.api.types.is_numeric_dtype(values.dtype):
+        numbers = values.to_numpy("float64", na_value=np.nan)
+        blank = np.isnan(numbers)
+    else:
+        words = as_words(values)
+        blank = words.blank
+        numbers = pd.to_numeric(words.text.where(~blank), errors="coerce").to_numpy("float64")
+    check.refuse(blank, "value is blank or NaN", "A measurement without a result is no row: remove it")
+    check.refuse(np.isnan(numbers) & ~blank, "value is not a number", "Write the result as a plain number")
+    check.refuse(np.isinf(numbers), "value is infinite", "Correct the value")
+    check.refuse(
+        np.isfinite(numbers) & (np.abs(numbers) > LARGEST_LAB_VALUE),
+        f"value is beyond ±{LARGEST_LAB_VALUE:.0e}, which no laboratory reports",
+        "Correct the value or its unit",
+    )
+    # What is beyond float32 is refused above and never looked at again.
+    with np.errstate(over="ignore"):
+        return pd.Series(numbers.astype("float32"), index=values.index, name="value")
+
+
+def parse_words(values: pd.Series, check: TableCheck, column: str, *, optional: bool = False) -> pd.Series:
+    """A text column; a blank is refused, or, where `optional`, missing.
+
+    White space around a word is no part of it ("HR " is "HR"), except in notes and paths.
+    """
+    words = as_words(values)
+    refuse_unreadable(words, check, column)
+    text = words.text if column in ("text", "path") else words.text.str.strip()
+    if not optional:
+        check.refuse(words.blank, f"{column} is blank", "Fill it in, or remove the row")
+        return text
+    return text.mask(words.blank)
+
+
+def refuse_unreadable(words: Words, check: TableCheck, column: str) -> None:
+    """Refuse the rows whose cell is no text."""
+    check.refuse(
+        words.broken,
+        f"{column} has code points that are not Unicode text (lone surrogates)",
+        'Decode the source again, for instance with errors="replace"',
+    )
+    check.refuse(
+        words.strange, f"{column} is neither text nor a number", "Convert it to text (decode bytes, join lists)"
+    )
+
+
+def parse_rows(table: pd.DataFrame, check: TableCheck, zones: dict[str, bool]) -> pd.DataFrame:
+    """One table with its columns in their types; rows that cannot be used are noted in `check`.
+
+    Args:
+        table: has `subject_id` in its final type.
+        check: collects the rows that cannot be used.
+        zones: takes up whether each time column had zones.
+
+    Raises:
+        InputError: a whole column cannot be used.
+    """
+    name = check.table
+    if name == "static":
+        return parse_static(table, check)
+    columns: dict[str, pd.Series] = {"subject_id": table["subject_id"]}
+    kept = table.columns.drop("subject_id")
+    if name != "outcomes":
+        kept = [column for column in REQUIRED[name] + OPTIONAL[name] if column in kept]
+    for column in kept:
+        values, optional = table[column], column in OPTIONAL.get(name, ())
+        if column in TIME_COLUMNS and (name != "outcomes" or column == "prediction_time"):
+            columns[column], zoned = parse_times(values, check, column, optional=optional)
+            if columns[column].notna().any():
+                zones[f"{name}.{column}"] = zoned
+        elif name == "labs" and column == "value":
+            columns[column] = parse_lab_values(values, check)
+        elif name != "outcomes":
+            columns[column] = parse_words(values, check, column, optional=optional)
+        else:
+            columns[column] = values
+    return pd.DataFrame(columns)
+
+
+def parse_static(table: pd.DataFrame, check: TableCheck) -> pd.DataFrame:
+    """Static columns as float32 (numbers, truth values) or text (categories); a blank is missing.
+
+    Raises:
+        InputError: two rows for one patient, or a column of dates.
+    """
+    doubled = table["subject_id"].duplicated().to_numpy() & check.usable
+    if doubled.any():
+        raise InputError(
+            f"static, data row {int(np.flatnonzero(doubled)[0]) + 1}: a second row for the same patient "
+            f"({int(doubled.sum())} such rows). Keep one row a patient; what changes in time belongs in labs."
+        )
+    columns = {"subject_id": table["subject_id"]}
+    for column in table.columns.drop("subject_id"):
+        columns[column] = _static_column(table[column], check, column)
+    return pd.DataFrame(columns)
+
+
+def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Series:
+    words = as_words(values)
+    refuse_unreadable(words, check, column)
+    text, filled = words.text.str.strip(), ~words.blank & ~words.broken & ~words.strange
+    if pd.api.types.is_datetime64_any_dtype(values.dtype) or are_dates(text[filled]):
+        raise InputError(
+            f"static.{column} holds dates. A date is no static fact: give an age or a duration in its place."
+        )
+    if isinstance(values.dtype, pd.CategoricalDtype) or not filled.any():
+        return text.where(filled)
+    truth = text[filled].str.lower()
+    if truth.isin(["true", "false"]).all():
+        return truth.eq("true").astype("float32").reindex(values.index)
+    numbers = pd.to_numeric(text.where(filled), errors="coerce")
+    # 007 is a code, and so are its like: as a number it would not be told from 7.
+    if numbers[filled].isna().any() or text[filled].str.match(r"[+-]?0\d").any():
+        return text.where(filled)
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype("float32")
+    check.refuse(np.isinf(numbers.to_numpy()), f"{column} is infinite", "Correct the number or leave it blank")
+    return numbers

@@ -1,0 +1,97 @@
+"""Times of all tables as one clock: microseconds without a zone, UTC where the source had zones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .checks import TableCheck
+from .errors import InputError
+from .words import as_words
+
+# ISO 8601 with at least a whole day: a bare "2031" may as well be minutes since admission, and
+# "2031-05" taken as its first day would let an event be known weeks before it happened.
+_DAY = r"^(?:\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{8}T)"
+_MOMENT = rf"{_DAY}(?:[T ]?\d{{2}}(?::?\d{{2}}(?::?\d{{2}}(?:\.\d+)?)?)?\s*(?:Z|[+-]\d{{2}}(?::?\d{{2}})?)?)?$"
+_ZONED = rf"{_DAY}.*\d\s*(?:Z|[+-]\d{{2}}(?::?\d{{2}})?)$"
+
+
+def parse_times(values: pd.Series, check: TableCheck, column: str, *, optional: bool = False) -> tuple:
+    """Timestamps in microseconds without a zone (UTC where the source had one).
+
+    A date without a time of day counts as its first moment.
+
+    Args:
+        values: datetimes, or text in ISO 8601.
+        check: collects rows whose time is blank or cannot be parsed.
+        column: the name for messages.
+        optional: whether a blank is allowed (it stays NaT).
+
+    Returns:
+        The parsed series and whether the source had time zones.
+
+    Raises:
+        InputError: numbers instead of times, or times with and without a zone in one column.
+    """
+    where = f"{check.table}.{column}"
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        parsed, zoned = values.dt.tz_convert("UTC").dt.tz_localize(None), True
+    elif pd.api.types.is_datetime64_dtype(values.dtype):
+        parsed, zoned = values, False
+    elif pd.api.types.is_numeric_dtype(values.dtype) and values.notna().any():
+        raise InputError(
+            f"{where} holds numbers, not times. Convert them first, for instance with "
+            'pandas.to_datetime(column, unit="s") or pandas.Timestamp("2000-01-01") + pandas.to_timedelta(...).'
+        )
+    else:
+        return _parse_text_times(values, check, column, optional)
+    if not optional:
+        check.refuse(parsed.isna().to_numpy(bool), f"{column} is blank", "Fill in the time")
+    try:
+        return parsed.astype("datetime64[us]"), zoned
+    except pd.errors.OutOfBoundsDatetime as error:
+        raise InputError(f"{where} has a time that microseconds cannot count. Correct it.") from error
+
+
+def _parse_text_times(values: pd.Series, check: TableCheck, column: str, optional: bool) -> tuple[pd.Series, bool]:
+    words = as_words(values)
+    text = words.text.str.strip()
+    arrow = pa.array(text, pa.large_string())
+    moment = pc.match_substring_regex(arrow, _MOMENT).to_numpy(zero_copy_only=False)
+    zoned = pc.match_substring_regex(arrow, _ZONED).to_numpy(zero_copy_only=False) & moment
+    if zoned.any() and not zoned[moment].all():
+        raise InputError(
+            f"{check.table}.{column} mixes times with a zone ({int(zoned.sum())} rows) and without "
+            f"({int((moment & ~zoned).sum())} rows), which cannot be ordered. Give all of them a zone, or none."
+        )
+    parsed = pd.to_datetime(text.where(moment), format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+    unparsed = parsed.isna().to_numpy(bool) & ~words.blank
+    check.refuse(unparsed, f"{column} is not a time", "Write times as 2031-05-17 08:30:00 (ISO 8601)")
+    if not optional:
+        check.refuse(words.blank, f"{column} is blank", "Fill in the time")
+    return parsed.astype("datetime64[us]"), bool(zoned.any())
+
+
+def require_one_clock(zones: Mapping[str, bool]) -> None:
+    """Raise `InputError` where some time columns have zones and others have none.
+
+    Args:
+        zones: whether a column had zones, by its name, such as `labs.time`.
+    """
+    zoned = [column for column, has_zone in zones.items() if has_zone]
+    local = [column for column, has_zone in zones.items() if not has_zone]
+    if zoned and local:
+        raise InputError(
+            f"{zoned[0]} has time zones and {local[0]} has none, so the two cannot be compared. "
+            "Give all times a zone, or none."
+        )
+
+
+def are_dates(words: pd.Series) -> bool:
+    """Whether all of these texts are dates or times (a date of birth, say)."""
+    arrow = pa.array(words, pa.large_string())
+    return bool(len(words)) and bool(np.all(pc.match_substring_regex(arrow, _MOMENT).to_numpy(zero_copy_only=False)))

@@ -1,0 +1,90 @@
+"""Cells of any type as text: the one place that decides how a cell is written."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Integral, Real
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Words:
+    """A column as text, and what of it is no text."""
+
+    text: pd.Series
+    """str, "" where the cell is missing or has no text."""
+    blank: np.ndarray
+    """bool `[row]`: missing, empty or white space."""
+    broken: np.ndarray
+    """bool `[row]`: code points that no encoding can write (lone surrogates)."""
+    strange: np.ndarray
+    """bool `[row]`: neither text, number, truth value, time nor path (bytes, a list)."""
+
+
+def as_words(values: pd.Series) -> Words:
+    """Each cell as text. 51221.0 is written 51221: a blank elsewhere in a column makes its integers floats."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype(object)
+    missing = values.isna().to_numpy(bool)
+    none = np.zeros(len(values), bool)
+    if pd.api.types.is_numeric_dtype(values.dtype) or _is_all_text(values):
+        try:
+            text = _plain_text(values, missing)
+            return Words(text, missing | (text.str.strip() == "").to_numpy(bool), none, none)
+        except UnicodeEncodeError:
+            # At least one cell is broken; which ones is found below.
+            pass
+    cells = [None if gone else _word(cell) for cell, gone in zip(values.astype(object), missing, strict=True)]
+    strange = np.fromiter((cell is None for cell in cells), bool, len(cells)) & ~missing
+    broken = np.fromiter((cell is not None and not _is_unicode(cell) for cell in cells), bool, len(cells))
+    cells = ["" if cell is None or bad else cell for cell, bad in zip(cells, broken, strict=True)]
+    text = pd.Series(cells, index=values.index, dtype="str", name=values.name)
+    blank = (text.str.strip() == "").to_numpy(bool) & ~broken & ~strange
+    return Words(text, blank, broken, strange)
+
+
+def _is_all_text(values: pd.Series) -> bool:
+    if values.dtype == object:
+        return pd.api.types.infer_dtype(values, skipna=True) in ("string", "empty")
+    return pd.api.types.is_string_dtype(values.dtype)
+
+
+def _plain_text(values: pd.Series, missing: np.ndarray) -> pd.Series:
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        return values.astype(object).where(~missing, "").astype("str") if missing.any() else values.astype("str")
+    # Numbers repeat (patients, codes): each is written once.
+    code, distinct = pd.factorize(values)
+    written = pd.array([_word(number) or "" for number in distinct], dtype="str").take(code, allow_fill=True)
+    return pd.Series(written, index=values.index, name=values.name).fillna("")
+
+
+def _word(cell: object) -> str | None:
+    if isinstance(cell, str):
+        return str(cell)
+    if isinstance(cell, (bool, np.bool_, Decimal)):
+        return str(cell)
+    if isinstance(cell, Integral):
+        return str(int(cell))
+    if isinstance(cell, Real):
+        return str(int(cell)) if np.isfinite(cell) and cell == int(cell) and abs(cell) < 2**53 else str(cell)
+    if isinstance(cell, (datetime.date, datetime.time)):
+        return cell.isoformat()
+    if isinstance(cell, np.datetime64):
+        return str(cell)
+    if isinstance(cell, os.PathLike):
+        path = os.fspath(cell)
+        return path if isinstance(path, str) else None
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

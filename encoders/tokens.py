@@ -1,0 +1,67 @@
+"""What every encoder gives and every fusion head reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One modality of a batch, as tokens padded to the patient who has most.
+
+    A patient who lacks the modality has a row of padding: nothing is invented here. What stands in
+    for absence is learned, by the fusion head.
+    """
+
+    values: Float[Tensor, "batch token width"]
+    mask: Bool[Tensor, "batch token"]
+    """True = real. Values under False mean nothing."""
+    hours: Float[Tensor, "batch token"]
+    """Relative to the prediction time, ≤ 0."""
+    summary: Float[Tensor, "batch width"] | None = None
+    """What the modality says in sum, from an encoder that has a way of its own to say it. Means
+    nothing for a patient without a real token."""
+
+    @property
+    def gist(self) -> Float[Tensor, "batch width"]:
+        """The summary, or else the mean of the real tokens; 0 for a patient who has none."""
+        real = self.mask[..., None]
+        if self.summary is not None:
+            return torch.where(real.any(1), self.summary, 0.0)
+        return torch.where(real, self.values, 0.0).sum(1) / real.sum(1).clamp(min=1)
+
+
+def gather_tokens(
+    values: Float[Tensor, "row width"],
+    hours: Float[Tensor, " row"],
+    patient: Int[Tensor, " row"],
+    patients: int,
+) -> Tokens:
+    """Rows, sorted by patient, as padded tokens.
+
+    Args:
+        values: one row a token.
+        hours: when each token's source became available, relative to the prediction time.
+        patient: the patient of each row, ascending.
+        patients: how many there are in the batch; some may have no row.
+    """
+    counts = torch.bincount(patient, minlength=patients)
+    longest = int(counts.max()) if len(patient) else 0
+    place = torch.arange(len(patient), device=patient.device) - (counts.cumsum(0) - counts)[patient]
+    padded = values.new_zeros(patients, longest, values.shape[-1]).index_put((patient, place), values)
+    when = hours.new_zeros(patients, longest).index_put((patient, place), hours)
+    mask = torch.arange(longest, device=patient.device) < counts[:, None]
+    return Tokens(padded, mask, when)
+
+
+def no_tokens(patients: int, width: int, like: Tensor) -> Tokens:
+    """The tokens of a batch in which nobody has the modality."""
+    return Tokens(
+        values=torch.zeros(patients, 0, width, device=like.device),
+        mask=torch.zeros(patients, 0, dtype=torch.bool, device=like.device),
+        hours=torch.zeros(patients, 0, device=like.device),
+    )

@@ -1,0 +1,149 @@
+"""Folders that are whole or not there, and that cannot run code when they are read.
+
+A folder holds safetensors, JSON and text, and a `manifest.json` with its schema number and the
+SHA-256 of every file. Reading checks all of it before anything is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..datasets.errors import InputError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def new_folder(folder: Path, kind: str) -> Iterator[Path]:
+    """A scratch folder to fill; on success it gets its manifest and takes the place of `folder`.
+
+    If anything fails before, `folder` is as it was.
+
+    Args:
+        folder: where the result will stand; an older one of the same kind is replaced.
+        kind: what it is, such as "model"; checked when it is read.
+
+    Raises:
+        InputError: `folder` is something else than such a folder, or holds more, which replacing
+            would destroy.
+    """
+    folder = Path(folder).resolve()
+    restore_retired(folder)
+    _refuse_to_replace(folder, kind)
+    # Not by mkdtemp, which would leave a folder that only its owner may read.
+    scratch = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({type(error).__name__}). Give another place.") from error
+    try:
+        yield scratch
+        files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+        manifest = {"kind": kind, "schema": SCHEMA, "files": files}
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for path in (*scratch.iterdir(), scratch):
+            _flush(path)
+        _replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_to_replace(folder: Path, kind: str) -> None:
+    """Raise `InputError` unless nothing is at `folder` but an older one of the same kind, or nothing at all."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        is_ours, files = manifest["kind"] == kind and "schema" in manifest, set(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        is_ours, files = False, set()
+    if not is_ours:
+        raise InputError(f"{folder} exists and is no {kind} of chiasm. Give another name, or move it away.")
+    strangers = sorted({path.name for path in folder.iterdir()} - files - {MANIFEST})
+    if strangers:
+        raise InputError(
+            f"{folder} holds {strangers[0]}, which is not part of the {kind} and would be lost. Move it away first."
+        )
+
+
+def _replace(scratch: Path, folder: Path) -> None:
+    """Put `scratch` where `folder` is. A kill in between leaves the old one beside, never a mixture."""
+    retired = folder.with_name(f".{folder.name}-retired")
+    shutil.rmtree(retired, ignore_errors=True)
+    if folder.exists():
+        folder.rename(retired)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        restore_retired(folder)
+        raise
+    _flush(folder.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def restore_retired(folder: Path) -> None:
+    """Bring back the old folder if a kill came between its retirement and the new one's arrival."""
+    retired = folder.with_name(f".{folder.name}-retired")
+    if retired.is_dir() and not folder.exists():
+        retired.rename(folder)
+
+
+def checked_folder(folder: Path, kind: str) -> Path:
+    """The folder, after every file in it was held against the manifest.
+
+    Raises:
+        InputError: it is missing, of another kind or schema, has a file that changed, lacks one, or
+            has one that does not belong there.
+    """
+    folder = Path(folder).resolve()
+    restore_retired(folder)
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        found, schema, files = manifest["kind"], manifest["schema"], dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / MANIFEST} is damaged. Take the folder from a backup, or train again.") from error
+    if found != kind:
+        raise InputError(f"{folder} is a {found}, not a {kind}. Check the path.")
+    if schema != SCHEMA:
+        raise InputError(
+            f"{folder} has the schema {schema}, and this version of chiasm reads {SCHEMA}. "
+            "Install the version of chiasm that wrote it, or train again."
+        )
+    present = {path.name for path in folder.iterdir()} - {MANIFEST}
+    strangers, missing = sorted(present - set(files)), sorted(set(files) - present)
+    if strangers:
+        raise InputError(f"{folder} holds {strangers[0]}, which its manifest does not name. Remove it.")
+    if missing:
+        raise InputError(f"{folder} lacks {missing[0]}. Take the folder from a backup, or train again.")
+    for name, digest in files.items():
+        path = folder / name
+        if path.is_symlink() or not path.is_file() or _sha256(path) != digest:
+            raise InputError(
+                f"{path} is not the file that was saved: its SHA-256 differs from the manifest's. "
+                "Take the folder from a backup, or train again."
+            )
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,142 @@
+"""What hospital teams use today: logistic regression and gradient boosting on summary features.
+
+They stand beside every fused model, on the same patients, so that it is plain what fusion adds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.cohort import Cohort
+from ..datasets.errors import InputError
+from ..datasets.lab_reader import LabReader
+
+if TYPE_CHECKING:
+    from sklearn.base import ClassifierMixin
+
+_STATISTICS = ("last", "min", "max", "mean", "count")
+
+
+class SummaryFeatures:
+    """Last, lowest, highest, mean value and count of each analyte, and the static columns.
+
+    Raw values, not scaled ones: boosting does not need scales, and logistic regression gets its own.
+    """
+
+    def fit(self, cohort: Cohort) -> SummaryFeatures:
+        """Learn the analytes and the categories from training patients."""
+        reader = LabReader()
+        reader.fit(cohort)
+        self.codes_ = list(reader.codes_)
+        self.categories_: dict[str, list[str]] = {}
+        self.numbers_: list[str] = []
+        if cohort.static is not None:
+            for column in cohort.static.columns.drop("subject_id"):
+                if pd.api.types.is_numeric_dtype(cohort.static[column].dtype):
+                    self.numbers_.append(column)
+                else:
+                    self.categories_[column] = sorted(cohort.static[column].dropna().unique())
+        return self
+
+    def transform(self, cohort: Cohort) -> pd.DataFrame:
+        """One row a sample; missing where nothing was measured, counts 0."""
+        parts = [self._labs(cohort)]
+        facts = pd.DataFrame({"subject_id": cohort.outcomes["subject_id"]})
+        if cohort.static is not None:
+            facts = facts.merge(cohort.static, on="subject_id", how="left")
+        for column in self.numbers_:
+            given = facts[column] if column in facts.columns else pd.Series(np.nan, index=facts.index)
+            parts.append(pd.DataFrame({column: pd.to_numeric(given, errors="coerce").astype("float64")}))
+        for column, seen in self.categories_.items():
+            given = facts[column] if column in facts.columns else pd.Series("", index=facts.index)
+            parts.append(pd.DataFrame({f"{column}={value}": (given == value).fillna(False) for value in seen}))
+        return pd.concat(parts, axis=1).astype("float64")
+
+    def _labs(self, cohort: Cohort) -> pd.DataFrame:
+        window = cohort.window("labs")
+        columns = [f"{code} {statistic}" for statistic in _STATISTICS for code in self.codes_]
+        table = pd.DataFrame(np.nan, index=range(len(cohort)), columns=columns)
+        if cohort.labs is not None:
+            events = cohort.labs.iloc[window.rows][["code", "value"]].assign(sample=window.samples)
+            events = events[events["code"].isin(self.codes_)].astype({"value": "float64"})
+            # Rows ascend in time, so that the last one of a group is its latest.
+            summary = events.groupby(["code", "sample"])["value"].agg(list(_STATISTICS)).unstack("code")
+            summary.columns = [f"{code} {statistic}" for statistic, code in summary.columns]
+            table.loc[summary.index, summary.columns] = summary
+        counts = [f"{code} count" for code in self.codes_]
+        return table.fillna(dict.fromkeys(counts, 0.0))
+
+
+def boosting(samples: int, seed: int = 0) -> ClassifierMixin:
+    """Histogram gradient boosting, moderately regularised; takes missing values as they are.
+
+    Args:
+        samples: how many it will be trained on.
+        seed: of its random draws.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(
+        learning_rate=0.04,
+        max_iter=250,
+        max_leaf_nodes=12,
+        min_samples_leaf=min(25, max(1, samples // 20)),
+        l2_regularization=3.0,
+        random_state=seed,
+    )
+
+
+def logistic_regression(samples: int, seed: int = 0) -> ClassifierMixin:
+    """Logistic regression on features made normal by their ranks; missing ones are the median, marked.
+
+    Args:
+        samples: how many it will be trained on.
+        seed: of its random draws.
+    """
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import QuantileTransformer
+
+    return make_pipeline(
+        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True),
+        QuantileTransformer(n_quantiles=min(100, samples), output_distribution="normal", random_state=seed),
+        LogisticRegression(C=0.01, max_iter=2000),
+    )
+
+
+BASELINES = {"gradient boosting": boosting, "logistic regression": logistic_regression}
+
+
+def baseline_risks(kind: str, train: Cohort, test: Cohort, outcome: str, *, seed: int = 0) -> pd.DataFrame:
+    """Risks of a binary outcome from a baseline on summary features of labs and static facts.
+
+    Args:
+        kind: "gradient boosting" or "logistic regression".
+        train, test: cohorts without a common patient.
+        outcome: name of a binary outcome.
+        seed: of the baseline.
+
+    Returns:
+        As `predict` returns them, for this outcome.
+
+    Raises:
+        InputError: the outcome is not binary, or there is neither a lab nor a static fact.
+    """
+    if train.outcome_kinds.get(outcome) != "binary":
+        raise InputError(f"The baselines predict binary outcomes; {outcome} is {train.outcome_kinds.get(outcome)}.")
+    features = SummaryFeatures().fit(train)
+    known = train.outcomes[outcome].notna().to_numpy()
+    inputs = features.transform(train)
+    if not inputs.shape[1]:
+        raise InputError("The baselines read labs and static facts, and this cohort has neither.")
+    classifier = BASELINES[kind](int(known.sum()), seed)
+    classifier.fit(inputs[known].to_numpy(), train.outcomes.loc[known, outcome].to_numpy())
+    risks = test.outcomes[["subject_id", "prediction_time"]].copy()
+    risks["outcome"] = outcome
+    risks["risk"] = classifier.predict_proba(features.transform(test).to_numpy())[:, 1]
+    risks["status"] = "ok"
+    return risks

@@ -1,0 +1,160 @@
+"""From a trained model to risks: as arrays, and as the table that users see."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..datasets.cohort import Cohort
+from ..datasets.errors import InputError
+from ..datasets.prepared import BucketedBatches, PreparedSamples, prepare
+from .model import FusionModel
+
+NOTHING_KNOWN = "refused: nothing that the model reads was known before the prediction time"
+NOT_FINITE = "refused: the computed risk is not finite"
+
+
+def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
+    """The risk of every sample, or the reason why there is none.
+
+    Args:
+        model: trained with `fit` or read with `FusionModel.load`.
+        cohort: the samples; outcomes are not needed and not looked at.
+        batch_size: samples that go through the network together; no result depends on it.
+
+    Returns:
+        One row a sample and outcome (a categorical outcome has one a class): `subject_id`,
+        `prediction_time`, `outcome`, `risk` (a probability, or the expected value in the outcome's
+        own unit), `status` ("ok", or why the risk is refused; then it is blank). The thresholds
+        that were chosen on validation patients stand in `.attrs["thresholds"]`, what the readers
+        left out (such as unknown lab codes), counted, in `.attrs["remarks"]`.
+
+    Raises:
+        InputError: the model is not trained, or a file cannot be read.
+    """
+    require_trained(model)
+    samples = prepare(cohort, model.readers)
+    values = infer(model, samples, batch_size=batch_size)
+    status = np.where(np.isfinite(values), "ok", NOT_FINITE).astype(object)
+    status[samples.empty] = NOTHING_KNOWN
+    columns = model.heads.columns
+    risks = pd.DataFrame(
+        {
+            "subject_id": samples.keys["subject_id"].repeat(len(columns)).to_numpy(),
+            "prediction_time": samples.keys["prediction_time"].repeat(len(columns)).to_numpy(),
+            "outcome": np.tile(columns, len(samples)),
+            "risk": np.where(status == "ok", values, np.nan).ravel(),
+            "status": status.ravel(),
+        }
+    )
+    risks = risks.astype({"outcome": "str", "status": "str"})
+    risks.attrs["remarks"] = list(samples.remarks)
+    risks.attrs["thresholds"] = {
+        name: {"value": value, "chosen": "maximises F1 on the validation patients"}
+        for name, value in model.thresholds_.items()
+    }
+    return risks
+
+
+def infer(model: FusionModel, samples: PreparedSamples, *, batch_size: int = 64) -> np.ndarray:
+    """Risks of all samples, also of those for whom only the learned absence is there: `[sample, column]`."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    values = np.empty((len(samples), len(model.heads.columns)), np.float64)
+    with torch.inference_mode():
+        for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
+            batch = to_device(samples[positions], device)
+            values[positions] = model(batch).value.double().cpu().numpy()
+    model.train(was_training)
+    return values
+
+
+def to_device(batch: object, device: torch.device) -> object:
+    """A batch on the device of the model; Accelerate knows NamedTuples and dictionaries."""
+    from accelerate.utils import send_to_device
+
+    return batch if device.type == "cpu" else send_to_device(batch, device, non_blocking=True)
+
+
+def require_trained(model: FusionModel) -> None:
+    """Raise `InputError` if the model has no weights yet."""
+    if not model.is_built:
+        raise InputError("The model is not trained. Train it with fit, or read one with FusionModel.load.")
+
+
+def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
+    """How much each modality moved each patient's risk, by exact Shapley values.
+
+    A modality's value is the change of the risk when it is added, averaged over all orders in which
+    the modalities could be added; what is not added is as if the patient lacked it. The values add
+    up to the risk less the baseline, which is the risk of a patient of whom nothing is known.
+
+    Args:
+        model: trained.
+        cohort: the samples to explain.
+        batch_size: samples that go through the network together.
+
+    Returns:
+        One row a sample, outcome and modality: `subject_id`, `prediction_time`, `outcome`,
+        `baseline`, `risk`, `modality`, `present`, `contribution` (in the unit of the risk).
+
+    Raises:
+        InputError: the model is not trained.
+
+    Source: Shapley, A value for n-person games, 1953; exact, over all 2^M subsets of M modalities.
+    """
+    require_trained(model)
+    samples = prepare(cohort, model.readers)
+    names = model.modalities
+    subsets = np.arange(2 ** len(names))
+    worth = _worth_of_subsets(model, samples, batch_size)
+    columns = model.heads.columns
+    frames = []
+    for place, name in enumerate(names):
+        without = subsets[(subsets >> place) & 1 == 0]
+        sizes = np.array([int(s).bit_count() for s in without])
+        orders = [math.factorial(s) * math.factorial(len(names) - s - 1) for s in sizes]
+        weight = np.array(orders) / math.factorial(len(names))
+        gain = worth[without | (1 << place)] - worth[without]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "subject_id": samples.keys["subject_id"].repeat(len(columns)).to_numpy(),
+                    "prediction_time": samples.keys["prediction_time"].repeat(len(columns)).to_numpy(),
+                    "outcome": np.tile(columns, len(samples)),
+                    "baseline": worth[0].ravel(),
+                    "risk": worth[-1].ravel(),
+                    "modality": name,
+                    "present": np.repeat(np.diff(samples.parts[name].offsets) > 0, len(columns)),
+                    "contribution": np.tensordot(weight, gain, 1).ravel(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _worth_of_subsets(model: FusionModel, samples: PreparedSamples, batch_size: int) -> np.ndarray:
+    """The risk when only some modalities are there: `[subset, sample, column]`, a bit a modality."""
+    from .model import withhold
+
+    names = model.modalities
+    device = next(model.parameters()).device
+    worth = np.empty((2 ** len(names), len(samples), len(model.heads.columns)))
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
+            # Every modality is encoded once; the subsets differ in what the fusion head may read.
+            tokens = model.encode(to_device(samples[positions], device))
+            for subset in range(2 ** len(names)):
+                kept = {
+                    name: torch.full((len(positions),), bool(subset >> place & 1), device=device)
+                    for place, name in enumerate(names)
+                }
+                worth[subset, positions] = model.fuse(withhold(tokens, kept)).value.double().cpu().numpy()
+    model.train(was_training)
+    return worth

@@ -1,0 +1,112 @@
+"""From fused states to risks, and from risks to losses, for every kind of outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..datasets.outcomes import OutcomeKind
+from .state import FusedState
+
+
+class Risk(NamedTuple):
+    """What is predicted for each patient: one column a binary or continuous outcome, one a class."""
+
+    logits: Float[Tensor, "patient column"]
+    """float32, whatever the precision of the network."""
+    value: Float[Tensor, "patient column"]
+    """Probability in [0, 1], or expected value in the outcome's own unit; NaN where a logit is not finite."""
+    alone: dict[str, Float[Tensor, "patient column"]] = {}  # noqa: RUF012 - never changed
+    """In training: logits of what each modality predicts by itself."""
+    present: dict[str, Bool[Tensor, " patient"]] = {}  # noqa: RUF012 - never changed
+    """In training: who has each modality."""
+
+
+class OutcomeHeads(nn.Module):
+    """One linear head an outcome.
+
+    Args:
+        kinds: the outcomes, in the order of `Batch.outcomes`.
+        width: of the fused state.
+    """
+
+    def __init__(self, kinds: Mapping[str, OutcomeKind], width: int) -> None:
+        super().__init__()
+        self.kinds = dict(kinds)
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, kind.logits)) for kind in kinds.values()]
+        )
+        # Continuous outcomes are learned in standard deviations from the training patients' mean.
+        self.register_buffer("mean", torch.zeros(len(kinds)))
+        self.register_buffer("std", torch.ones(len(kinds)))
+        # Class weights, by outcome; 1 unless balancing was asked for.
+        self.register_buffer("class_weight", torch.ones(len(kinds), max(2, *(kind.logits for kind in kinds.values()))))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of `Risk`."""
+        return tuple(column for name, kind in self.kinds.items() for column in kind.columns(name))
+
+    @torch.no_grad()
+    def fit_scales(self, outcomes: Tensor, known: Tensor, *, balanced: bool) -> None:
+        """Learn means, spreads, class weights and the starting point of each head from training outcomes."""
+        for i, kind in enumerate(self.kinds.values()):
+            own = outcomes[known[:, i], i]
+            if not len(own):
+                continue
+            bias = self.heads[i][-1].bias
+            if kind == "continuous":
+                self.mean[i], self.std[i] = own.mean(), own.std(correction=0).clamp(min=1e-6)
+                bias.zero_()
+                continue
+            classes = max(2, kind.logits)
+            counts = torch.bincount(own.long(), minlength=classes).float()
+            share = counts.clamp(min=0.5) / counts.sum()
+            if balanced:
+                self.class_weight[i, :classes] = 1 / (classes * share)
+                share = torch.full_like(share, 1 / classes)
+            # The untrained head predicts the outcome's rate, so that training starts from there.
+            bias.copy_(share.log() if kind == "categorical" else (share[1:] / share[:1]).log())
+
+    def forward(self, state: FusedState) -> Risk:
+        with torch.autocast(state.values.device.type, enabled=False):
+            states = state.values.float()
+            logits = [head(states[:, i]) for i, head in enumerate(self.heads)]
+        return Risk(torch.cat(logits, -1), torch.cat([self._value(i, own) for i, own in enumerate(logits)], -1))
+
+    def _value(self, i: int, logits: Tensor) -> Tensor:
+        kind = list(self.kinds.values())[i]
+        if kind == "continuous":
+            value = logits * self.std[i] + self.mean[i]
+        else:
+            value = logits.sigmoid() if kind == "binary" else logits.softmax(-1)
+        # An infinite logit would make a probability of exactly 0 or 1, which looks like knowledge.
+        return value.masked_fill(~logits.isfinite().all(-1, keepdim=True), torch.nan)
+
+    def loss(
+        self, logits: Float[Tensor, "patient column"], outcomes: Tensor, known: Bool[Tensor, "patient outcome"]
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the losses over what is known, and how many labels that is.
+
+        Cross-entropy for classes, half the squared error in standard deviations for numbers. An
+        unknown label adds nothing to either.
+        """
+        total = logits.new_zeros(())
+        own_logits = logits.split([kind.logits for kind in self.kinds.values()], -1)
+        for i, (kind, own) in enumerate(zip(self.kinds.values(), own_logits, strict=True)):
+            target = torch.where(known[:, i], outcomes[:, i], 0.0)
+            if kind == "binary":
+                each = functional.binary_cross_entropy_with_logits(own[:, 0], target, reduction="none")
+            elif kind == "categorical":
+                each = functional.cross_entropy(own, target.long(), reduction="none")
+            else:
+                each = 0.5 * (own[:, 0] - (target - self.mean[i]) / self.std[i]).square()
+            if kind != "continuous":
+                each = each * self.class_weight[i][target.long()]
+            total = total + torch.where(known[:, i], each, 0.0).sum()
+        return total, known.sum()

@@ -1,0 +1,47 @@
+"""What a fusion head gives, and the contract it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..encoders.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class FusedState:
+    """Everything known of each patient, as one vector an outcome."""
+
+    values: Float[Tensor, "batch outcome width"]
+    attention: dict[str, Float[Tensor, "batch outcome token"]] | None = None
+    """By modality: how much each outcome's query looked at each token, mean over heads and blocks.
+    The first token of a modality stands for it as a whole: its gist, or its absence. Sums to 1 over all modalities."""
+
+
+@runtime_checkable
+class Fusion(Protocol):
+    """A fusion head: tokens of all modalities to one state an outcome."""
+
+    width: int
+    """Of the state an outcome."""
+    widths: dict[str, int]
+    """Of the tokens by modality; empty until it is built."""
+    outcomes: int
+    """How many states it gives; 0 until it is built."""
+
+    def build(self, widths: Mapping[str, int], outcomes: int) -> None:
+        """Make the layers for modalities of these token widths.
+
+        Raises:
+            InputError: the head was built for other widths or outcomes before.
+        """
+
+    def describe(self) -> dict[str, object]:
+        """Its constructor's arguments, as plain JSON values."""
+
+    def __call__(self, tokens: Mapping[str, Tokens], *, attention: bool = False) -> FusedState:
+        """Fuse; `attention` asks for weights, from heads that have them."""

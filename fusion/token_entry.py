@@ -1,0 +1,67 @@
+"""Where tokens of all modalities become one sequence: same width, marked by modality and by time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..encoders.tokens import Tokens
+
+# Time constants in hours: a shift's hour, a quarter day, a day, a week, a month. Within a stay the
+# first ones tell steps apart, over an outpatient's years the last.
+_TIME_CONSTANTS = (1.0, 6.0, 24.0, 168.0, 720.0)
+_TIME_FEATURES = 1 + len(_TIME_CONSTANTS)
+
+
+def time_features(hours: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token feature"]:
+    """Age of a token on several scales: its logarithm, and exponential decays; all within about [0, 2]."""
+    age = -hours[..., None]
+    constants = age.new_tensor(_TIME_CONSTANTS)
+    return torch.cat([torch.log1p(age) / 5, torch.exp(-age / constants)], -1)
+
+
+class TokenEntry(nn.Module):
+    """Brings every modality to one width and adds what it is and when it was.
+
+    Each modality gets one place in front: its gist, or, where a patient lacks it, a learned "absent"
+    token, so that absence is something the model can learn from, and no attention has nothing to
+    read.
+
+    Args:
+        widths: width of each modality's tokens.
+        width: of the joint sequence.
+    """
+
+    def __init__(self, widths: Mapping[str, int], width: int) -> None:
+        super().__init__()
+        self.modalities = tuple(widths)
+        self.project, self.project_gist = (
+            nn.ModuleDict(
+                {name: nn.Sequential(nn.LayerNorm(own), nn.Linear(own, width)) for name, own in widths.items()}
+            )
+            for _ in range(2)
+        )
+        self.time = nn.Linear(_TIME_FEATURES, width, bias=False)
+        self.kind = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(width)) for name in widths})
+        self.absent = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(width)) for name in widths})
+
+    def forward(self, tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        """Tokens by modality, each with the gist or the absent token in front, which is always real."""
+        return {name: self._enter(name, tokens[name]) for name in self.modalities}
+
+    def _enter(self, name: str, tokens: Tokens) -> Tokens:
+        # Under a mask anything may stand, even NaN: it is cleared before anything is computed.
+        values = torch.where(tokens.mask[..., None], tokens.values, 0.0)
+        hours = torch.where(tokens.mask, tokens.hours, 0.0)
+        values = self.project[name](values) + self.kind[name] + self.time(time_features(hours))
+
+        present = tokens.mask.any(1, keepdim=True)
+        gist = torch.where(present, self.project_gist[name](tokens.gist), self.absent[name].to(values.dtype))
+        return Tokens(
+            values=torch.cat([(gist + self.kind[name])[:, None], values], 1),
+            mask=torch.cat([torch.ones_like(present), tokens.mask], 1),
+            hours=torch.cat([hours.new_zeros(len(hours), 1), hours], 1),
+        )

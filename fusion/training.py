@@ -1,0 +1,358 @@
+"""Training, in one loop that can be read from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..datasets.cohort import Cohort
+from ..datasets.errors import InputError
+from ..datasets.prepared import BucketedBatches, PreparedSamples, prepare
+from .checkpoint import History, TrainingState, resume, write_checkpoint
+from .evaluation import write_whole
+from .inference import infer, to_device
+from .metrics import best_threshold
+from .model import FusionModel
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def fit(
+    model: FusionModel,
+    train: Cohort,
+    valid: Cohort | None = None,
+    *,
+    epochs: int = 20,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.01,
+    warmup: float = 0.1,
+    clip: float = 1.0,
+    average: float = 0.98,
+    patience: int | None = 5,
+    balanced: bool = False,
+    precision: str = "fp32",
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Train a model; its best weights on the validation patients are what it has afterwards.
+
+    A model that is not built yet is built first: its readers are fitted on `train` alone and its
+    weights drawn from `seed`. A model that is built is trained further.
+
+    Args:
+        model: what to train, in place.
+        train, valid: cohorts without a common patient; without `valid` the last weights are kept
+            and there is no early stopping and no threshold.
+        epochs: passes over the training samples, at most.
+        batch_size: samples an update, over all processes together.
+        learning_rate: the highest, reached after warm-up.
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        weight_decay: on weight matrices; biases and norms are spared.
+        warmup: share of all updates over which the rate rises from 0; then it falls as a cosine.
+        clip: largest norm of the gradient.
+        average: decay, an update, of the moving average of the weights that is validated and kept; 0
+            keeps the last weights themselves.
+        patience: epochs without a better validation loss before stopping; None never stops.
+        balanced: weigh classes by the inverse of their rate. Ranks may gain; probabilities are no
+            longer calibrated.
+        precision: "fp32" or "bf16" (autocast).
+        seed: of weights, order, dropout. The same seed gives the same weights on the same machine.
+        out: a folder for `history.jsonl`, the best `model/` so far and `checkpoint/`; a run that
+            was stopped goes on from there when fit is called again in the same way.
+        progress: whether to show a bar (main process only).
+
+    Raises:
+        InputError: settings or cohorts that cannot be trained with, or a loss that is not finite.
+        KeyboardInterrupt: Ctrl-C; the model has its best weights so far.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+        "clip": clip,
+        "average": average,
+        "patience": patience,
+        "balanced": balanced,
+        "precision": precision,
+        "seed": seed,
+    }
+    _check_settings(settings)
+    _check_cohorts(model, train, valid)
+    # A rank whose batch lacks a modality leaves that encoder unused in the step.
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+    # Readers, layers, and the samples as arrays.
+    fresh = not model.is_built
+    if fresh:
+        model.build(train, seed=seed)
+    samples = prepare(train, model.readers, model.outcomes)
+    held_out = None if valid is None else prepare(valid, model.readers, model.outcomes)
+    if fresh:
+        model.fit_scales(torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known), balanced=balanced)
+
+    # Optimizer, schedule, moving average; and what was done before, if this run was stopped.
+    steps = math.ceil(len(samples) / batch_size)
+    rule = _optimizer(model, optimizer, learning_rate, weight_decay)
+    schedule = _schedule(rule, steps * epochs, warmup)
+    network, rule = accelerator.prepare(model, rule)
+    averaged = AveragedModel(model, avg_fn=_moving_average(average), use_buffers=True)
+    state = TrainingState(model, averaged, rule, schedule, best=_weights(model))
+    state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
+    store = None if out is None else Path(out)
+    fingerprint = _fingerprint(samples, held_out, settings | model.plan)
+    if store:
+        resume(store, fingerprint, state)
+
+    try:
+        done = len(state.history.epochs)
+        with progress_bar("training", epochs * steps, show=progress and accelerator.is_main_process) as advance:
+            advance(done * steps)
+            for epoch in range(done, epochs):
+                if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
+                    break
+                began = time.perf_counter()
+                batches = BucketedBatches(samples.sizes, batch_size, seed=seed, epoch=epoch)
+                record = {"epoch": epoch + 1}
+                record["train_loss"] = _train_epoch(
+                    state, network, samples, batches, accelerator, clip=clip, precision=precision, advance=advance
+                )
+                if held_out:
+                    record["valid_loss"] = _validation_loss(averaged.module, held_out, batch_size)
+                record["learning_rate"] = schedule.get_last_lr()[0]
+                record["seconds"] = time.perf_counter() - began
+                better = _keep_if_better(state, record)
+                if store and accelerator.is_main_process:
+                    _write_run(store, state, held_out, better=better)
+                    write_checkpoint(store, fingerprint, state)
+                accelerator.wait_for_everyone()
+        if held_out and not math.isfinite(state.best_loss):
+            raise InputError(f"The validation loss is not finite. Lower the learning rate (it is {learning_rate:g}).")
+    finally:
+        # Also after Ctrl-C: what the model has is the best that was reached.
+        model.load_state_dict(state.best)
+        model.eval()
+        model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
+        accelerator.end_training()
+    return state.history
+
+
+def _train_epoch(
+    state: TrainingState,
+    network: nn.Module,
+    samples: PreparedSamples,
+    batches: BucketedBatches,
+    accelerator: Accelerator,
+    *,
+    clip: float,
+    precision: str,
+    advance: Callable[[int], None],
+) -> float:
+    """One pass over the training samples; returns the mean loss a known label, auxiliary losses included."""
+    total = count = 0.0
+    network.train()
+    for step, positions in enumerate(batches):
+        # Every random draw of a step is keyed, so that a resumed run repeats it.
+        torch.manual_seed(_key(batches.seed, batches.epoch, step, accelerator.process_index))
+        batch = to_device(_share(samples, positions, accelerator), accelerator.device)
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            risk = network(batch)
+        loss, labels = state.model.loss(risk, batch)
+
+        # The mean over the labels of all processes: DDP averages gradients, so we undo its division.
+        everyone = accelerator.reduce(torch.stack([loss.detach(), labels.float()]), "sum")
+        if not everyone.isfinite().all():
+            raise InputError(
+                f"The loss is not finite in epoch {batches.epoch + 1}, step {step + 1}. "
+                f"Lower the learning rate (it is {state.schedule.get_last_lr()[0]:g})."
+            )
+        accelerator.backward(loss * accelerator.num_processes / everyone[1].clamp(min=1))
+        accelerator.clip_grad_norm_(network.parameters(), clip)
+        state.rule.step()
+        state.schedule.step()
+        state.rule.zero_grad()
+        state.averaged.update_parameters(state.model)
+        total, count = total + everyone[0].item(), count + everyone[1].item()
+        advance(1)
+    return total / max(count, 1)
+
+
+def _keep_if_better(state: TrainingState, record: dict[str, float]) -> bool:
+    """Note an epoch, and keep its weights if they are the best so far; without validation the last are."""
+    state.history.epochs.append(record)
+    watched = record.get("valid_loss")
+    better = watched is None or watched < state.best_loss
+    if better:
+        state.best = _weights(state.averaged.module)
+        state.history.best_epoch = int(record["epoch"])
+        state.best_loss = math.inf if watched is None else watched
+    return better
+
+
+def _check_settings(settings: Mapping[str, object]) -> None:
+    """Raise `InputError` for the first setting out of its range."""
+    ranges = {
+        "epochs": (lambda v: v >= 1, "at least 1"),
+        "batch_size": (lambda v: v >= 1, "at least 1"),
+        "learning_rate": (lambda v: 0 < v < math.inf, "a positive number"),
+        "weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
+        "warmup": (lambda v: 0 <= v <= 1, "a share of the updates, from 0 to 1"),
+        "clip": (lambda v: v > 0, "a positive number"),
+        "average": (lambda v: 0 <= v < 1, "a decay from 0 to below 1"),
+        "patience": (lambda v: v is None or v >= 1, "at least 1 epoch, or None"),
+        "optimizer": (lambda v: v in ("adamw", "sgd"), '"adamw" or "sgd"'),
+        "precision": (lambda v: v in ("fp32", "bf16"), '"fp32" or "bf16"'),
+    }
+    for name, (is_right, expected) in ranges.items():
+        if not is_right(settings[name]):
+            raise InputError(f"{name} is {settings[name]!r}; expected {expected}.")
+
+
+def _check_cohorts(model: FusionModel, train: Cohort, valid: Cohort | None) -> None:
+    """Raise `InputError` for cohorts that would train nothing, or the wrong thing."""
+    if valid is not None:
+        common = set(train.outcomes["subject_id"]) & set(valid.outcomes["subject_id"])
+        if common:
+            raise InputError(f"{len(common)} patients are both in train and in valid. Divide with cohort.split.")
+    if valid is not None and not any(
+        name in valid.outcomes.columns and valid.outcomes[name].notna().any() for name in model.outcomes
+    ):
+        raise InputError(
+            "No validation patient has a known outcome, so nothing can be validated. Bring some that have."
+        )
+    nothing = ~train.has_input().any(axis=1).to_numpy()
+    if nothing.any():
+        raise InputError(
+            f"Of {int(nothing.sum())} of {len(train)} training samples nothing is known before the prediction time "
+            f"(first: outcomes, data row {int(np.flatnonzero(nothing)[0]) + 1}). "
+            "Leave them out with cohort.keep_with_input()."
+        )
+    for name, kind in model.outcomes.items():
+        if name not in train.outcomes.columns:
+            raise InputError(f"outcomes lacks the column {name}, which the model predicts. Add it.")
+        labels = train.outcomes[name].dropna()
+        if labels.nunique() < 2:
+            same = "of one class" if kind == "categorical" else f"{labels.max():g}"
+            seen = f"all {len(labels)} known ones are {same}" if len(labels) else "none is known"
+            raise InputError(
+                f"The outcome {name} does not vary among the training patients: {seen}. "
+                "Nothing can be learned from that; bring patients of both kinds, or drop the outcome."
+            )
+
+
+def _key(*numbers: int) -> int:
+    """One seed from several numbers, without collisions that addition would have."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _share(samples: PreparedSamples, positions: list[int], accelerator: Accelerator) -> object:
+    """This process's part of a batch. One that would get nothing repeats a sample without its labels."""
+    own = positions[accelerator.process_index :: accelerator.num_processes]
+    if own:
+        return samples[own]
+    batch = samples[positions[:1]]
+    return batch._replace(known=torch.zeros_like(batch.known))
+
+
+def _optimizer(model: FusionModel, name: str, rate: float, decay: float) -> torch.optim.Optimizer:
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=rate)
+
+
+def _schedule(rule: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
+    rising = max(1, round(warmup * steps))
+
+    def share_of_rate(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * min(1, (step - rising) / max(1, steps - rising))))
+
+    return torch.optim.lr_scheduler.LambdaLR(rule, share_of_rate)
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """An exponential moving average that forgets its beginning quickly: short runs do not keep random weights."""
+
+    def average(kept: Tensor, new: Tensor, updates: Tensor) -> Tensor:
+        own = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        return torch.lerp(new, kept, own) if kept.is_floating_point() else new
+
+    return average
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@torch.inference_mode()
+def _validation_loss(model: FusionModel, samples: PreparedSamples, batch_size: int) -> float:
+    """Mean loss over the known labels; every process computes all of it, and the same."""
+    device = next(model.parameters()).device
+    model.eval()
+    total = count = 0.0
+    for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
+        batch = to_device(samples[positions], device)
+        loss, labels = model.loss(model(batch), batch)
+        total, count = total + loss.item(), count + labels.item()
+    return total / max(count, 1)
+
+
+def choose_thresholds(model: FusionModel, samples: PreparedSamples) -> dict[str, float]:
+    """By binary outcome, the threshold that maximises F1; none where there is one class only."""
+    values = infer(model, samples)
+    columns = model.heads.columns
+    chosen = {}
+    for i, (name, kind) in enumerate(model.outcomes.items()):
+        known = samples.known[:, i]
+        labels = samples.outcomes[known, i]
+        if kind == "binary" and len(np.unique(labels)) == 2:
+            chosen[name] = best_threshold(values[known, columns.index(name)], labels)
+    return chosen
+
+
+def _write_run(store: Path, state: TrainingState, held_out: PreparedSamples | None, *, better: bool) -> None:
+    """Write the history so far and, after a better epoch, the model."""
+    store.mkdir(parents=True, exist_ok=True)
+    write_whole(store / "history.jsonl", "".join(json.dumps(record) + "\n" for record in state.history.epochs))
+    if better:
+        best = state.averaged.module
+        best.thresholds_ = choose_thresholds(best, held_out) if held_out else {}
+        best.save(store / "model")
+
+
+def _fingerprint(samples: PreparedSamples, held_out: PreparedSamples | None, settings: Mapping[str, object]) -> str:
+    """What must be equal for a stopped run to go on: all samples in their order, and the settings."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for part in (samples, held_out):
+        if part is not None:
+            digest.update(part.keys.to_csv(index=False).encode())
+            digest.update(part.outcomes.tobytes() + part.known.tobytes())
+            for packed in part.parts.values():
+                for array in (packed.offsets, packed.hours, *packed.arrays.values(), *packed.entries.values()):
+                    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""The command line: `chiasm`, or `python -m chiasm.recipes` under a launcher of several processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Predict a patient's risk from images, lab series and notes together. Research use; not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+DataOption = Annotated[Path, typer.Option("--data", help="Folder with the data, in the recipe's layout.")]
+SetOption = Annotated[list[str], typer.Option("--set", help="A setting of the recipe, as name=value; repeatable.")]
+OwnRecipeOption = Annotated[str | None, typer.Option("--recipe", help="File of the run's recipe, if it is your own.")]
+ResamplesOption = Annotated[int, typer.Option(help="Resamples of patients for the intervals.")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder that `chiasm train --out` wrote.")]
+RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe, or path of your own .py file.")]
+
+
+def say(text: object = "") -> None:
+    """Print, on the first of several processes only."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(str(text))
+
+
+@app.callback()
+def settings(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options before the command."""
+    os.environ["CHIASM_VERBOSE"] = "1" if verbose else os.environ.get("CHIASM_VERBOSE", "")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the hospital, the model and the report.")] = Path(
+        "demo"
+    ),
+    patients: Annotated[int, typer.Option(help="How many patients to make up.")] = 2000,
+    resamples: ResamplesOption = 500,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Make a synthetic hospital, train a fused model on it, evaluate, explain, report.
+
+    Example: chiasm demo --out demo
+    """
+    from .demonstration import demonstrate
+
+    demonstrate(out, patients=patients, assignments=set_, resamples=resamples, say=say)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: outcome, data needed, cost, expected score.
+
+    Example: chiasm recipes
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from .recipe import BUILT_IN, docstring, load_recipe
+
+    table = Table("recipe", "outcome", "data", "cost", "expected score", show_lines=True)
+    for name in BUILT_IN:
+        recipe = load_recipe(name)
+        card = recipe.module.CARD
+        table.add_row(f"{name}\n{docstring(recipe.module)}", card.outcome, card.data, card.cost, card.score)
+    Console().print(table)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the run; give it again to go on.")],
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Train a recipe; run it again with the same --out to go on where it was stopped.
+
+    Example: chiasm train icu-mortality --data physionet2012 --out runs/icu --set epochs=20
+    """
+    from .cross_validation import cross_validate, is_cross_validated
+    from .recipe import load_recipe
+    from .runs import Run
+
+    run = Run(load_recipe(recipe, set_), out)
+    run.train(data, say=say)
+    if is_cross_validated(run.recipe):
+        cross_validate(run, data, say=say)
+    say(f"The model is in {run.model_folder}. Next: chiasm evaluate {out} --data {data}")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    data: DataOption,
+    recipe: OwnRecipeOption = None,
+    baselines: Annotated[bool, typer.Option(help="Also fit logistic regression and boosting.")] = True,
+    resamples: ResamplesOption = 1000,
+) -> None:
+    """Evaluate a run on its held-out patients: metrics with intervals, and a report.
+
+    Example: chiasm evaluate runs/icu --data physionet2012
+    """
+    from .runs import open_run
+    from .scoring import score_run
+
+    score_run(open_run(run, recipe), data, baselines=baselines, resamples=resamples, say=say)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="File for the risks, .csv or .parquet.")],
+    recipe: OwnRecipeOption = None,
+) -> None:
+    """Write the risk of every sample, or the reason why there is none.
+
+    The data may be in the recipe's layout or five tables, without outcome columns.
+
+    Example: chiasm predict runs/icu --data today --out risks.csv
+    """
+    from ..fusion import predict as predict_risks
+    from .runs import check_risks_path, open_run, read_patients, write_risks
+
+    check_risks_path(out)
+    opened = open_run(run, recipe)
+    model = opened.model()
+    risks = predict_risks(model, read_patients(opened.recipe, data))
+    write_risks(risks, out)
+    for remark in risks.attrs["remarks"]:
+        say(f"left out: {remark}")
+    refused = int((risks["status"] != "ok").sum())
+    say(f"{len(risks)} risks in {out}, of which {refused} refused (see the column status).")
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the table and the report.")],
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    pairs: Annotated[bool, typer.Option(help="Also train pairs of modalities.")] = True,
+    resamples: ResamplesOption = 1000,
+) -> None:
+    """Does fusion help here? Each modality alone, pairs, all, other fusion heads, and plain baselines.
+
+    Example: chiasm compare icu-mortality --data physionet2012 --out comparison
+    """
+    from .recipe import load_recipe
+    from .scoring import compare_recipe
+
+    compare_recipe(load_recipe(recipe, set_), data, out, pairs=pairs, resamples=resamples, say=say)
+
+
+def main() -> None:
+    """Run a command; bad input ends in one line and exit code 2."""
+    from ..datasets.errors import InputError
+
+    try:
+        app()
+    except InputError as error:
+        _fail(error, str(error))
+    except KeyboardInterrupt as error:
+        _fail(
+            error, "Stopped. A run of chiasm train keeps its best weights, and goes on with the same command.", code=130
+        )
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            error,
+            f"{error.strerror or type(error).__name__}{where}. Check the path, its permissions and the space left.",
+        )
+
+
+def _fail(error: BaseException, message: str, code: int = 2) -> None:
+    if os.environ.get("CHIASM_VERBOSE"):
+        raise error
+    typer.echo(f"chiasm: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Death in a synthetic hospital, from radiographs, labs, notes and static facts.
+
+The hospital is made up (`chiasm.datasets.synthetic`), so that its true risks are known and what a
+model reaches can be held against what anyone could reach. A part of the risk is an interaction: a
+finding in the radiograph that matters only with a rising lab.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from chiasm.datasets import Cohort
+from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
+from chiasm.fusion import CrossAttentionFusion, FusionModel
+from chiasm.recipes.recipe import Card
+
+CARD = Card(
+    outcome="died (binary)",
+    data="none of your own: `chiasm demo` makes 2,000 synthetic patients",
+    cost="about 4 min on 2 cores, 2 GB",
+    score="AUROC within 0.03 of the best reachable",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the demonstration.
+
+    Command: `chiasm demo --out demo`. Cost and score: see `CARD` and the README's table.
+    """
+
+    history: float = 96
+    """Hours before the prediction time that inputs reach back."""
+    size: int = 64
+    """Side of the images in pixels."""
+    width: int = 64
+    epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    modality_dropout: float = 0.1
+    seed: int = 0
+
+
+def read(data: Path, settings: Settings) -> Cohort:
+    """The five tables of the synthetic hospital."""
+    return Cohort.read(data, history=settings.history).keep_with_input()
+
+
+def divide(cohort: Cohort, settings: Settings) -> tuple[Cohort, Cohort, Cohort]:
+    """Training, validation and held-out patients."""
+    return cohort.split((0.7, 0.1, 0.2), seed=settings.seed)
+
+
+def model(cohort: Cohort, settings: Settings) -> FusionModel:
+    """A small network for every modality, so that the whole trains in minutes on a CPU."""
+    return FusionModel(
+        image=ImageEncoder("resnet10t", size=settings.size, grid=2),
+        labs=LabEncoder(width=settings.width),
+        notes=NoteEncoder(length=128),
+        static=StaticEncoder(width=settings.width // 2),
+        fusion=CrossAttentionFusion(width=settings.width, depth=2, heads=4),
+        outcomes=cohort.outcome_kinds,
+        modality_dropout=settings.modality_dropout,
+    )
+
+
+def training(settings: Settings) -> dict[str, object]:
+    """Arguments of `fit`."""
+    return {
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.seed,
+    }

@@ -1,0 +1,117 @@
+"""`chiasm demo`: the whole of chiasm on a hospital that it makes up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .comparison import FUSED, Comparison, compare, variants, write_comparison
+from .recipe import load_recipe
+
+if TYPE_CHECKING:
+    from ..datasets import Cohort
+    from ..datasets.truth import Truth
+    from ..fusion import FusionModel
+    from ..fusion.report import Contributions
+
+
+def demonstrate(
+    out: Path, *, patients: int, assignments: Sequence[str], resamples: int, say: Callable[[object], None]
+) -> Comparison:
+    """Make a hospital, train, compare, explain one patient, report; print where everything lies.
+
+    Args:
+        out: folder; gets `hospital/`, `model/`, `comparison.csv`, `report.html`.
+        patients: how many to make up.
+        assignments: settings of the demo recipe, as name=value.
+        resamples: of patients, for the intervals.
+        say: prints a line.
+    """
+    from ..datasets.synthetic import write_hospital
+
+    began = time.perf_counter()
+    recipe = load_recipe("demo", assignments)
+    say(f"1. A synthetic hospital of {patients} patients: {out / 'hospital'}")
+    truth = write_hospital(out / "hospital", patients=patients, seed=recipe.settings.seed)
+    cohort = recipe.read(out / "hospital")
+    say(cohort.attrition.to_string(index=False))
+
+    say("\n2. A fused model, each of its parts alone, and plain concatenation, on the same patients")
+    parts = recipe.divide(cohort)
+    models = variants(recipe, parts[0], pairs=False)
+    comparison = compare(recipe, parts, models, resamples=resamples, say=say)
+    models[FUSED].save(out / "model")
+    write_comparison(comparison, out)
+
+    test = parts[2]
+    reachable = truth.auroc(subject_ids=test.outcomes["subject_id"])
+    say(f"\n3. On {len(test)} held-out patients")
+    say(comparison.table.to_string(index=False))
+    say(f"best reachable AUROC, by an ideal reader of what these patients have: {reachable:.3f}")
+    say(comparison.verdict)
+
+    shown = explained_patient(models[FUSED], test, comparison.outcome)
+    say(f"\n4. {shown.patient}: risk {shown.risk:.2f}, where the baseline is {shown.baseline:.2f}")
+    for name, value in shown.values.items():
+        say(f"   {name:<8} {value:+.3f}")
+
+    _report(out, comparison, test, truth, shown, resamples)
+    say("\n5. Where everything lies")
+    for name, what in (("hospital", "the data"), ("model", "the fused model"), ("comparison.csv", "the table above")):
+        say(f"   {out / name}: {what}")
+    say(f"   {out / 'report.html'}: the report; open it in a browser")
+    say(f"done in {time.perf_counter() - began:.0f} s")
+    return comparison
+
+
+def explained_patient(model: FusionModel, test: Cohort, outcome: str) -> Contributions:
+    """The contributions of the modalities to the risk of one patient who has all of them."""
+    from ..fusion import contributions
+    from ..fusion.report import Contributions
+
+    whole = test.has_input().all(axis=1).to_numpy()
+    candidates = test.keep(whole, why="all modalities") if whole.any() else test
+    table = contributions(model, candidates)
+    table = table[table["outcome"] == outcome]
+    # The one at the highest risk: there is most to explain.
+    highest = table["risk"].idxmax()
+    keys = ["subject_id", "prediction_time"]
+    own = table[(table[keys] == table.loc[highest, keys]).all(axis=1)]
+    return Contributions(
+        outcome=outcome,
+        baseline=float(own["baseline"].iloc[0]),
+        values={name: float(value) for name, value in zip(own["modality"], own["contribution"], strict=True)},
+        risk=float(own["risk"].iloc[0]),
+        patient="the held-out patient at the highest risk, of those with all modalities",
+    )
+
+
+def _report(
+    out: Path, comparison: Comparison, test: Cohort, truth: Truth, shown: Contributions, resamples: int
+) -> None:
+    from ..fusion import evaluate
+    from ..fusion.report import Report, write_report
+    from .scoring import curves
+
+    ideal = test.outcomes[["subject_id", "prediction_time"]].assign(outcome=comparison.outcome, status="ok")
+    ideal["risk"] = ideal["subject_id"].map(truth.table.set_index("subject_id")["reachable_risk"])
+    reachable = truth.auroc(subject_ids=test.outcomes["subject_id"])
+    evaluations = comparison.evaluations | {"best reachable": evaluate(ideal, test, resamples=resamples)}
+    risks = comparison.risks | {"best reachable": ideal}
+    report = Report(
+        title="A synthetic hospital",
+        evaluations=evaluations,
+        summary=f"{comparison.verdict} An ideal reader of the same inputs would reach AUROC {reachable:.3f}.",
+        synthetic=True,
+        facts={"patients held out": str(test.subjects)},
+        differences={f"fused less {name}": gap for name, gap in comparison.differences.items()},
+        curves=curves(
+            {name: risks[name] for name in (FUSED, "best reachable") if name in risks}, test, comparison.outcome
+        ),
+        curves_outcome=comparison.outcome,
+        attrition=test.attrition,
+        contributions=shown,
+    )
+    write_report(report, out / "report.html")

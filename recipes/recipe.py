@@ -1,0 +1,143 @@
+"""What a recipe is, where recipes are found, and how their settings are read from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..datasets.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..datasets import Cohort
+    from ..fusion import FusionModel
+
+BUILT_IN = {"demo": "demo", "icu-mortality": "icu_mortality", "covid-icu": "covid_icu"}
+_PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `chiasm recipes` prints of a recipe."""
+
+    outcome: str
+    data: str
+    cost: str
+    score: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's module and its settings, ready to run."""
+
+    name: str
+    module: ModuleType
+    settings: object
+
+    def read(self, data: Path) -> Cohort:
+        """Whose risk, when, from what."""
+        return self.module.read(data, self.settings)
+
+    def divide(self, cohort: Cohort) -> tuple[Cohort, Cohort, Cohort]:
+        """Training, validation and held-out patients."""
+        return self.module.divide(cohort, self.settings)
+
+    def model(self, cohort: Cohort) -> FusionModel:
+        """The model, not yet trained."""
+        return self.module.model(cohort, self.settings)
+
+    def training(self) -> dict[str, object]:
+        """Arguments of `fit`."""
+        return self.module.training(self.settings)
+
+    @property
+    def stated_settings(self) -> dict[str, object]:
+        """The settings as plain values, for the run folder."""
+        return dataclasses.asdict(self.settings)
+
+
+def load_recipe(name: str, assignments: Sequence[str] = (), stated: Mapping[str, object] | None = None) -> Recipe:
+    """A recipe by name or by the path of a Python file.
+
+    Args:
+        name: one of `BUILT_IN`, or a path that ends in `.py`.
+        assignments: settings as `name=value`, from the command line.
+        stated: settings as `Recipe.stated_settings` gave them, from a run folder.
+
+    Raises:
+        InputError: no such recipe, a part of it is missing, or a setting is unknown or of another type.
+    """
+    module = _module(name)
+    missing = [part for part in _PARTS if not hasattr(module, part)]
+    if missing:
+        raise InputError(f"The recipe {name} lacks {missing[0]}. A recipe has {', '.join(_PARTS)}.")
+    values = dict(stated or {}) | _parsed(module.Settings, assignments)
+    known = {field.name for field in dataclasses.fields(module.Settings)}
+    strange = sorted(set(values) - known)
+    if strange:
+        raise InputError(f"The recipe {name} has no setting {strange[0]}; it has {', '.join(sorted(known))}.")
+    # What a file keeps as a list is a tuple in the settings.
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Recipe(name, module, module.Settings(**values))
+
+
+def _module(name: str) -> ModuleType:
+    if name in BUILT_IN:
+        return importlib.import_module(f".{BUILT_IN[name]}", __package__)
+    path = Path(name)
+    if path.suffix != ".py":
+        raise InputError(f"There is no recipe {name!r}. There are {', '.join(BUILT_IN)}; or give a path to a .py file.")
+    if not path.is_file():
+        raise InputError(f"There is no recipe file {path}. Check the path.")
+    spec = importlib.util.spec_from_file_location(f"chiasm_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up while they are made.
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"The recipe {path} is not valid Python (line {error.lineno}).") from error
+    return module
+
+
+def _parsed(settings: type, assignments: Sequence[str]) -> dict[str, object]:
+    """`name=value` texts in the types that the settings declare."""
+    types = typing.get_type_hints(settings)
+    values: dict[str, object] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set was given {assignment!r}; expected name=value.")
+        values[name] = _typed(name, text, types[name]) if name in types else text
+    return values
+
+
+def _typed(name: str, text: str, kind: object) -> object:
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return tuple(_typed(name, part.strip(), choices[0]) for part in text.split(",") if part.strip())
+    if type(None) in choices:
+        inner = next(choice for choice in choices if choice is not type(None))
+        return None if text.lower() in ("", "none") else _typed(name, text, inner)
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise InputError(f"The setting {name} is {text!r}; expected true or false.")
+        return text.lower() in ("true", "1", "yes")
+    try:
+        return kind(text)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The setting {name} is {text!r}; expected a value of type {kind.__name__}.") from error
+
+
+def docstring(module: ModuleType) -> str:
+    """The first line of a recipe's docstring."""
+    return (inspect.getdoc(module) or "").partition("\n")[0]

@@ -1,0 +1,191 @@
+"""A run: a recipe trained on some data, in a folder that tells everything about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import secrets
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ..datasets.errors import InputError
+from ..datasets.files import find_table
+from .recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..datasets import Cohort
+    from ..fusion import FusionModel, History
+
+_RUN = "run.json"
+_TOLD_VERSIONS = ("chiasm", "torch", "timm", "transformers", "accelerate", "pandas", "scikit-learn", "pydicom")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and the folder that it is trained into.
+
+    The folder holds `run.json` (recipe, settings, versions, attrition), `history.jsonl`, the best
+    `model/` so far, `checkpoint/`, and what `evaluate` adds.
+    """
+
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    def train(self, data: Path, *, say: Callable[[object], None]) -> tuple[FusionModel, History]:
+        """Train, or go on where a run into the same folder was stopped.
+
+        Raises:
+            InputError: the folder holds something else, or a run of another recipe or other settings.
+        """
+        from ..fusion import fit
+
+        self._refuse_other_run()
+        cohort = self.recipe.read(data)
+        say(cohort.attrition.to_string(index=False))
+        train, valid, test = self.recipe.divide(cohort)
+        say(f"train {len(train)}, valid {len(valid)}, held out {len(test)} samples")
+        model = self.recipe.model(train)
+        self._write(cohort, {"train": train, "valid": valid, "held out": test})
+        history = fit(model, train, valid, out=self.folder, **self.recipe.training())
+        for remark in history.remarks:
+            say(f"left out: {remark}")
+        done = history.epochs[history.best_epoch - 1]
+        losses = ", ".join(f"{name.replace('_', ' ')} {done[name]:.4f}" for name in done if name.endswith("loss"))
+        say(f"best epoch {history.best_epoch} of {len(history.epochs)}: {losses}")
+        return model, history
+
+    def model(self) -> FusionModel:
+        """The trained model.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        from ..fusion import FusionModel
+
+        return FusionModel.load(self.model_folder)
+
+    def refuse_training_patients(self, test: Cohort) -> None:
+        """Raise `InputError` if a patient who is to be evaluated on was trained on.
+
+        That happens when the data are not those the run was trained on, and so divide otherwise.
+        """
+        told = _read_run(self.folder)
+        known = set(told["trained_on"]) & set(_pseudonyms((test,), told["salt"]))
+        if known:
+            raise InputError(
+                f"{len(known)} of the {test.subjects} held-out patients were trained on, so the data are not those of "
+                "the run. Give the data that it was trained on."
+            )
+
+    def _refuse_other_run(self) -> None:
+        stated = self.folder / _RUN
+        if stated.is_file() and not (self.folder / "checkpoint").exists():
+            # It failed before its first epoch was done: there is nothing to go on with.
+            return
+        if stated.is_file():
+            earlier = _read_run(self.folder)
+            mine = json.loads(json.dumps(self.recipe.stated_settings))
+            if earlier["recipe"] != self.recipe.name or earlier["settings"] != mine:
+                raise InputError(
+                    f"{self.folder} holds a run of {earlier['recipe']} with other settings. "
+                    "Give another --out, or the same recipe and settings to go on with it."
+                )
+        elif self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
+            raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
+
+    def _write(self, cohort: Cohort, parts: dict[str, Cohort]) -> None:
+        from ..fusion.evaluation import write_whole
+
+        salt = secrets.token_hex(8)
+        told = {
+            "schema": 1,
+            "recipe": self.recipe.name,
+            "settings": self.recipe.stated_settings,
+            "versions": {name: version(name) for name in _TOLD_VERSIONS} | {"python": platform.python_version()},
+            "attrition": cohort.attrition.to_dict("records"),
+            "salt": salt,
+            "trained_on": _pseudonyms((parts["train"], parts["valid"]), salt),
+            "parts": {name: {"patients": part.subjects, "samples": len(part)} for name, part in parts.items()},
+            "excluded": pd.Series([row.reason for row in cohort.exclusions], dtype="str").value_counts().to_dict(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / _RUN, json.dumps(told, indent=2) + "\n")
+
+
+def _pseudonyms(parts: Sequence[Cohort], salt: str) -> list[str]:
+    """The patients of some cohorts as salted hashes, so that a run folder names nobody."""
+    patients = {str(patient) for part in parts for patient in part.outcomes["subject_id"].unique()}
+    return sorted(hashlib.sha256(f"{salt}/{patient}".encode()).hexdigest()[:16] for patient in patients)
+
+
+def open_run(folder: Path, own_recipe: str | None = None) -> Run:
+    """A run by its folder.
+
+    Args:
+        folder: as `chiasm train --out` wrote it.
+        own_recipe: path of the recipe's file, where it is not one of chiasm's. A run folder is data:
+            no code is run because a folder names it.
+
+    Raises:
+        InputError: no run there, one of another schema, or its recipe was not given.
+    """
+    told = _read_run(folder)
+    name = told["recipe"]
+    if name.endswith(".py") and own_recipe is None:
+        raise InputError(f"{folder} is a run of a recipe of your own. Name its file again with --recipe {name}.")
+    return Run(load_recipe(own_recipe or name, stated=told["settings"]), folder)
+
+
+def _read_run(folder: Path) -> dict:
+    path = folder / _RUN
+    if not path.is_file():
+        raise InputError(f"{folder} is no run: it has no {_RUN}. Give a folder that chiasm train wrote.")
+    try:
+        told = json.loads(path.read_text())
+        schema, _, _ = told["schema"], told["recipe"], told["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged. Take it from a backup, or train again.") from error
+    if schema != 1:
+        raise InputError(f"{folder} has the schema {schema}, and this version of chiasm reads 1. Train again.")
+    return told
+
+
+def read_patients(recipe: Recipe, data: Path) -> Cohort:
+    """Patients to predict for: in the recipe's own layout, or as five tables or MEDS.
+
+    Tables may come without outcome columns, as they do for patients of today.
+    """
+    from ..datasets import Cohort
+
+    meds = (data / "data").is_dir() and (data / "metadata").is_dir()
+    if meds or find_table(data, "outcomes"):
+        return Cohort.read(data, history=getattr(recipe.settings, "history", None))
+    return recipe.read(data)
+
+
+def check_risks_path(path: Path) -> None:
+    """Raise `InputError` unless risks can be written there, before anything is computed."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'}; expected .csv or .parquet.")
+
+
+def write_risks(risks: pd.DataFrame, path: Path) -> None:
+    """Write risks as CSV or Parquet, by the path's ending; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}")
+    if path.suffix == ".csv":
+        risks.to_csv(scratch, index=False)
+    else:
+        risks.to_parquet(scratch, index=False)
+    scratch.replace(path)

@@ -1,0 +1,72 @@
+"""Logistic regression and boosting on summary features, as they stand beside every fused model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from chiasm.datasets import Cohort, InputError
+from chiasm.fusion.baselines import BASELINES, SummaryFeatures, baseline_risks
+from sklearn.metrics import roc_auc_score
+
+DAY = pd.Timestamp("2031-05-17 08:00")
+
+
+def cohort_of(patients: int, seed: int) -> Cohort:
+    """Patients whose outcome follows the lactate and the age, some without either."""
+    draw = np.random.default_rng(seed)
+    severity = draw.normal(size=patients)
+    ids = [f"{seed}-{k}" for k in range(patients)]
+    outcomes = pd.DataFrame({"subject_id": ids, "prediction_time": DAY, "died": (severity > 0).astype(int)})
+    labs = pd.DataFrame(
+        [
+            {"subject_id": own, "time": DAY - pd.Timedelta(hours=hour), "code": "lactate", "value": 2 + s + 0.1 * hour}
+            for own, s in zip(ids[5:], severity[5:], strict=True)
+            for hour in (6, 3, 1)
+        ]
+    )
+    static = pd.DataFrame({"subject_id": ids, "age": 60 + 5 * severity, "sex": np.where(severity > 1, "F", "M")})
+    return Cohort(outcomes, labs=labs, static=static)
+
+
+def test_summary_features_are_last_min_max_mean_and_count():
+    cohort = cohort_of(20, seed=0)
+    table = SummaryFeatures().fit(cohort).transform(cohort)
+    values = cohort.labs[cohort.labs["subject_id"] == cohort.outcomes["subject_id"].iloc[-1]]["value"]
+    own = table.iloc[-1]
+    expected = [values.iloc[-1], values.min(), values.max(), values.mean(), 3]
+    names = [f"lactate {name}" for name in ("last", "min", "max", "mean", "count")]
+    assert own[names].to_numpy() == pytest.approx(np.array(expected, float))
+    assert {"age", "sex=F", "sex=M"} <= set(table.columns)
+
+
+def test_a_patient_without_labs_has_missing_values_and_a_count_of_zero():
+    cohort = cohort_of(20, seed=0)
+    table = SummaryFeatures().fit(cohort).transform(cohort)
+    without = ~cohort.has_input()["labs"].to_numpy()
+    assert without.sum() == 5
+    assert table.loc[without, "lactate last"].isna().all()
+    assert (table.loc[without, "lactate count"] == 0).all()
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_baseline_finds_a_plain_signal(kind):
+    train, test = cohort_of(200, seed=1), cohort_of(100, seed=2)
+    risks = baseline_risks(kind, train, test, "died")
+    assert roc_auc_score(test.outcomes["died"], risks["risk"]) > 0.9
+    assert (risks["status"] == "ok").all()
+
+
+def test_a_column_that_is_missing_at_prediction_counts_as_missing():
+    train, test = cohort_of(100, seed=1), cohort_of(30, seed=2).with_tables("no facts", static=None)
+    assert baseline_risks("gradient boosting", train, test, "died")["risk"].between(0, 1).all()
+
+
+def test_outcomes_that_are_not_binary_are_refused():
+    cohort = cohort_of(20, seed=0)
+    with pytest.raises(InputError, match=r"predict binary outcomes; los is None"):
+        baseline_risks("gradient boosting", cohort, cohort, "los")
+
+
+def test_a_cohort_without_labs_and_facts_is_refused():
+    cohort = cohort_of(20, seed=0).with_tables("nothing", static=None, labs=None)
+    with pytest.raises(InputError, match="has neither"):
+        baseline_risks("gradient boosting", cohort, cohort, "died")

@@ -1,0 +1,180 @@
+"""Folders of tables: what is understood, and what would silently become another cohort and is refused."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from chiasm.datasets import Cohort, InputError
+from chiasm.datasets.files import read_table
+
+OUTCOMES = "subject_id,prediction_time,died\n007,2031-05-17 08:00,0\n8,2031-05-17 08:00,1\n"
+LABS = "subject_id,time,code,value,unit\n007,2031-05-17 07:00,NA,140,mmol/L\n007,2031-05-17 06:00,null,7.4,\n"
+NOTES = 'subject_id,time,text\n8,2031-05-17 07:00,"NA, said she ""no""\nand slept"\n8,2031-05-17 07:30,None\n'
+IMAGES = "subject_id,time,path,view\n8,2031-05-17 07:00,films/a.png,PA\n8,2031-05-17 07:00,/archive/b.dcm,\n"
+STATIC = "subject_id,age,sex\n007,81,f\n8,,m\n"
+FILES = {"outcomes": OUTCOMES, "labs": LABS, "notes": NOTES, "images": IMAGES, "static": STATIC}
+
+
+def write(folder: Path, **files: str | bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def assert_read(cohort: Cohort, folder: Path) -> None:
+    assert cohort.outcomes["subject_id"].tolist() == ["007", "8"]
+    assert cohort.outcomes["died"].tolist() == [0, 1]
+    assert [(lab.code, lab.value, lab.unit) for lab in cohort.sample(0).labs] == [
+        ("null", float(pd.Series([7.4], dtype="float32")[0]), None),
+        ("NA", 140.0, "mmol/L"),
+    ]
+    assert [note.text for note in cohort.sample(1).notes] == ['NA, said she "no"\nand slept', "None"]
+    assert [(image.path, image.view) for image in cohort.sample(1).images] == [
+        ("/archive/b.dcm", None),
+        (str(folder.resolve() / "films/a.png"), "PA"),
+    ]
+    assert dict(cohort.sample(0).static) == {"age": 81.0, "sex": "f"}
+    assert dict(cohort.sample(1).static) == {"sex": "m"}
+
+
+def test_a_folder_of_csv_files_is_a_cohort(tmp_path):
+    assert_read(Cohort.read(write(tmp_path, **FILES)), tmp_path)
+
+
+def test_a_folder_of_parquet_files_is_the_same_cohort(tmp_path):
+    write(tmp_path, **FILES)
+    for path in list(tmp_path.glob("*.csv")):
+        read_table(path).to_parquet(path.with_suffix(".parquet"))
+        path.unlink()
+    assert_read(Cohort.read(str(tmp_path)), tmp_path)
+
+
+def test_line_ends_and_byte_order_marks_of_windows_change_nothing(tmp_path):
+    for name, content in FILES.items():
+        quoted = content.replace("\nand slept", "~").replace("\n", "\r\n").replace("~", "\nand slept")
+        write(tmp_path, **{name: quoted.encode("utf-8-sig")})
+    assert_read(Cohort.read(tmp_path), tmp_path)
+
+
+def test_blank_lines_and_a_missing_last_line_end_change_nothing(tmp_path):
+    write(
+        tmp_path,
+        **{name: "\n" + content.replace("\n", "\n\n", 1).removesuffix("\n") for name, content in FILES.items()},
+    )
+    assert_read(Cohort.read(tmp_path), tmp_path)
+
+
+def test_settings_of_a_cohort_may_be_given(tmp_path):
+    write(tmp_path, **FILES | {"labs": LABS + "007,never,Na,1,\n"})
+    cohort = Cohort.read(tmp_path, history=1, invalid="exclude", outcome_kinds={"died": "continuous"})
+    assert cohort.outcome_kinds == {"died": "continuous"}
+    assert [(e.table, e.row) for e in cohort.exclusions] == [("labs", 3)]
+    assert len(cohort.sample(0).labs) == 1
+
+
+def test_a_large_table_is_read_whole(tmp_path):
+    rows = "".join(f"8,2031-05-17 07:00,{'word ' * 400_000}{k}\n" for k in range(4))
+    cohort = Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes="subject_id,time,text\n" + rows))
+    assert [len(note.text) for note in cohort.sample(1).notes] == [2_000_001] * 4
+
+
+def test_a_row_that_the_reader_cannot_take_whole_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("chiasm.datasets.files._LARGEST_BLOCK", 64)
+    table = "subject_id,time,text\n8,2031-05-17 07:00," + "Quill " * 99
+    with pytest.raises(InputError, match=r"notes.csv cannot be read as a csv file. Write it anew"):
+        Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=table))
+
+
+def test_urls_of_images_stay_as_they_are(tmp_path):
+    table = "subject_id,time,path\n8,2031-05-17 07:00,s3://bucket/a.png\n"
+    assert Cohort.read(write(tmp_path, outcomes=OUTCOMES, images=table)).images["path"].tolist() == [
+        "s3://bucket/a.png"
+    ]
+
+
+def test_a_blank_image_path_does_not_become_the_folder(tmp_path):
+    table = "subject_id,time,path\n8,2031-05-17 07:00,\n"
+    with pytest.raises(InputError, match="images, data row 1: path is blank"):
+        Cohort.read(write(tmp_path, outcomes=OUTCOMES, images=table))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "outcomes.csv is empty. It needs a first line of column names"),
+        (b"\r\n\n", "outcomes.csv is empty"),
+        (
+            OUTCOMES.replace("007", "Ren\xe9").encode("latin-1"),
+            r"outcomes.csv is not UTF-8 \(byte \d+\). Save it as UTF-8",
+        ),
+        (OUTCOMES.encode("utf-16"), r"outcomes.csv is not UTF-8 \(byte 0\)"),
+        (OUTCOMES.replace(",died", ",d\xe9c\xe9d\xe9").encode("latin-1"), "outcomes.csv is not UTF-8"),
+        (OUTCOMES.encode() + b"\xef\n", rf"outcomes.csv is not UTF-8 \(byte {len(OUTCOMES)}\)"),
+        ('"' + OUTCOMES, "outcomes.csv has a quotation mark that is never closed|cannot be read as a csv file"),
+        (OUTCOMES + "Quill\n", r"outcomes.csv, data row 3: 1 cells, but the first line names 3 columns"),
+        (OUTCOMES + "Quill,2031-05-17\n", "outcomes.csv, data row 3: 2 cells"),
+        (OUTCOMES + "Quill,2031-05-17,1,\n", "outcomes.csv, data row 3: 4 cells"),
+        (OUTCOMES.replace(",0\n", ",0,\n").replace(",1\n", ",1,\n"), "outcomes.csv, data row 1: 4 cells"),
+        (OUTCOMES + '9,2031-05-17,"1\n10,2031-05-17,0\n', "outcomes.csv has a quotation mark that is never closed"),
+        (
+            OUTCOMES.replace(",", ";"),
+            "outcomes lacks the columns subject_id, prediction_time; it has subject_id;prediction_time",
+        ),
+        (OUTCOMES.replace("died", "subject_id"), "outcomes has the column subject_id twice"),
+        ("," + OUTCOMES.replace("\n", "\n0,", 2), "outcomes has a column without a name .* index=False"),
+        ("subject_id,prediction_time,died\n", "outcomes has no rows that can be used"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_without_its_content(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        Cohort.read(write(tmp_path, outcomes=content))
+    assert "Quill" not in str(caught.value)
+
+
+def test_a_quotation_mark_inside_a_cell_is_a_character(tmp_path):
+    table = "subject_id,time,text\n8,2031-05-17 07:00,5'10\" tall\n"
+    assert Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=table)).notes["text"].tolist() == ["5'10\" tall"]
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"There is no folder .*nowhere"):
+        Cohort.read(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"has neither outcomes.csv, outcomes.parquet nor MEDS's data/ and metadata/"):
+        Cohort.read(tmp_path)
+    with pytest.raises(InputError, match=r"There is no file .*labs.csv"):
+        read_table(tmp_path / "labs.csv")
+
+
+def test_a_table_that_stands_there_twice_is_refused(tmp_path):
+    write(tmp_path, outcomes=OUTCOMES)
+    read_table(tmp_path / "outcomes.csv").to_parquet(tmp_path / "outcomes.parquet")
+    with pytest.raises(InputError, match=r"has both outcomes.parquet and outcomes.csv. Remove one of them"):
+        Cohort.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"subject_id,died\n1,0\n"])
+def test_a_broken_parquet_file_is_refused(tmp_path, content):
+    (tmp_path / "outcomes.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"outcomes.parquet cannot be read as a parquet file. Write it anew"):
+        Cohort.read(tmp_path)
+
+
+def test_doubled_columns_of_a_parquet_file_are_refused(tmp_path):
+    day = pa.array(["2031-05-17"])
+    table = pa.Table.from_arrays([pa.array([1]), day, day], names=["subject_id", "prediction_time", "prediction_time"])
+    pq.write_table(table, tmp_path / "outcomes.parquet")
+    with pytest.raises(InputError, match="outcomes has the column prediction_time twice"):
+        Cohort.read(tmp_path)
+
+
+def test_bytes_and_lists_of_a_parquet_file_do_not_become_notes(tmp_path):
+    write(tmp_path, outcomes=OUTCOMES)
+    for text in (b"fever", ["fever"]):
+        pd.DataFrame({"subject_id": ["8"], "time": ["2031-05-17"], "text": [text]}).to_parquet(
+            tmp_path / "notes.parquet"
+        )
+        with pytest.raises(InputError, match="notes, data row 1: text is neither text nor a number"):
+            Cohort.read(tmp_path)
