@@ -581,7 +581,7 @@ def test_a_tokenizer_that_is_not_fast_is_refused(monkeypatch):
     class Slow:
         is_fast = False
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _: Slow())
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _, **_settings: Slow())
     with pytest.raises(InputError, match=r"The tokenizer of 'slow' has no tokenizer.json"):
         NoteReader("slow").fit(notes("a"))
 
