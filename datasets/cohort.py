@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -287,6 +287,10 @@ class Cohort:
         derived = self._derive()
         derived._attrition.append((step, self.subjects, len(self)))
         return derived
+
+    def with_earlier_steps(self, steps: Iterable[tuple[str, int, int]]) -> Cohort:
+        """The same cohort with its source's steps (step, patients, samples) at the head of the attrition log."""
+        return self._derive(_attrition=[*steps, *self._attrition])
 
     def _refuse_strangers_alone(self) -> None:
         """Raise `InputError` where a table has rows and none is of a patient of the outcomes."""

@@ -1,0 +1,84 @@
+"""What is predicted of stays: who qualifies, when, and what came of it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from chiasm.datasets import InputError
+from chiasm.datasets.stays import predictions
+
+
+def stays(*rows) -> pd.DataFrame:
+    """Rows of patient, start, end, died, died_at."""
+    table = pd.DataFrame(rows, columns=["subject_id", "start", "end", "died", "died_at"])
+    for column in ("start", "end", "died_at"):
+        table[column] = pd.to_datetime(table[column], format="ISO8601").astype("datetime64[us]")
+    return table.astype({"died": "boolean"})
+
+
+def test_only_those_still_there_and_alive_are_asked_whether_they_will_die():
+    told = predictions(
+        stays(
+            (1, "2020-01-01 08:00", "2020-01-05", False, None),
+            (2, "2020-01-01 08:00", "2020-01-02", False, None),
+            (3, "2020-01-01 08:00", "2020-01-06", True, "2020-01-03 08:00"),
+            (4, "2020-01-01 08:00", "2020-01-06", True, "2020-01-03 08:01"),
+            (5, "2020-01-01 08:00", None, None, None),
+            (6, "2020-01-05", "2020-01-01", False, None),
+        ),
+        "mortality",
+        after=48,
+    )
+    assert told.outcomes["subject_id"].tolist() == [1, 4, 5]
+    assert told.outcomes["prediction_time"].unique().tolist() == [pd.Timestamp("2020-01-03 08:00")]
+    assert told.outcomes["died"].tolist()[:2] == [0, 1]
+    assert pd.isna(told.outcomes["died"].iloc[2])
+    assert [step[1] for step in told.steps] == [6, 5, 3]
+
+
+def test_the_remaining_days_end_with_discharge_or_death_and_are_unknown_while_the_stay_goes_on():
+    told = predictions(
+        stays(
+            (1, "2020-01-01", "2020-01-05", False, None),
+            (2, "2020-01-01", "2020-01-06", True, "2020-01-04 12:00"),
+            (3, "2020-01-01", None, None, None),
+        ),
+        "length-of-stay",
+        after=24,
+    )
+    assert told.outcomes["remaining_days"].tolist()[:2] == [3.0, 2.5]
+    assert np.isnan(told.outcomes["remaining_days"].iloc[2])
+
+
+def test_a_patient_is_readmitted_when_the_next_stay_begins_within_thirty_days_and_unknown_where_the_data_end():
+    told = predictions(
+        stays(
+            (1, "2020-01-01", "2020-01-10", False, None),
+            (1, "2020-02-09", "2020-02-10", False, None),
+            (2, "2020-01-01", "2020-01-10", False, None),
+            (2, "2020-02-10", "2020-02-11", False, None),
+            (3, "2020-01-01", "2020-01-10", True, "2020-01-10"),
+            (4, "2020-01-01", "2020-01-10", False, None),
+            (4, "2020-01-05", "2020-01-06", False, None),
+        ),
+        "readmission",
+    ).outcomes.set_index(["subject_id", "prediction_time"])["readmitted"]
+    day = pd.Timestamp
+    assert told[1, day("2020-01-10")] == 1  # Thirty days to the day.
+    assert pd.isna(told[1, day("2020-02-10")])
+    assert told[2, day("2020-01-10")] == 0
+    assert pd.isna(told[2, day("2020-02-11")])
+    assert 3 not in told.index
+    assert told[4, day("2020-01-10")] == 0  # A stay inside another is no return.
+
+
+@pytest.mark.parametrize(
+    ("task", "after", "message"),
+    [
+        ("death", 48, "task is 'death'; expected one of mortality, length-of-stay, readmission"),
+        ("mortality", 0, "after is 0; expected a positive number of hours"),
+        ("mortality", 9999, "No stay of 1 qualifies for the task 'mortality' with a prediction 9999 h after its start"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused(task, after, message):
+    with pytest.raises(InputError, match=message):
+        predictions(stays((1, "2020-01-01", "2020-01-05", False, None)), task, after=after)
