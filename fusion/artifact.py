@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and that cannot run code when they are read.
+"""Files and folders that are whole or not there, and that cannot run code when they are read.
 
 A folder holds safetensors, JSON and text, and a `manifest.json` with its schema number and the
 SHA-256 of every file. Reading checks all of it before anything is used.
@@ -94,6 +94,30 @@ def restore_retired(folder: Path) -> None:
     retired = folder.with_name(f".{folder.name}-retired")
     if retired.is_dir() and not folder.exists():
         retired.rename(folder)
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A scratch file to write; on success it takes the place of `path`, else `path` is as it was.
+
+    Missing folders above it are made.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield scratch
+        _flush(scratch)
+        scratch.replace(path)
+        _flush(path.parent)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file so that it exists whole or not at all."""
+    with new_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def checked_folder(folder: Path, kind: str) -> Path:

@@ -9,8 +9,7 @@ from torch import nn
 
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
-from .cross_attention import refuse_other_sizes
-from .state import FusedState
+from .state import FusedState, refuse_other_sizes
 from .token_entry import TokenEntry
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
-from .state import FusedState, Fusion
+from .state import FusedState, refuse_other_sizes
 from .token_entry import TokenEntry
 
 
@@ -138,12 +138,3 @@ class _Attention(nn.Module):
         q, k, _ = self._projected(queries, tokens)
         scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
         return scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1).mean(1)
-
-
-def refuse_other_sizes(head: Fusion, widths: Mapping[str, int], outcomes: int) -> None:
-    """Raise `InputError` if a head that was built for some widths and outcomes is given others."""
-    if head.widths and (head.widths, head.outcomes) != (dict(widths), outcomes):
-        raise InputError(
-            f"This fusion head was built for {head.outcomes} outcomes and tokens of the widths {head.widths}, and now "
-            f"meets {outcomes} and {dict(widths)}. Make a new head for the new model."
-        )

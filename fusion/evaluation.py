@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..datasets.errors import InputError
+from .artifact import write_whole
 from .matching import LabelledRisks, labelled_risks, match_risks
 from .metrics import BINARY_METRICS, CATEGORICAL_METRICS, CONTINUOUS_METRICS
 
@@ -320,20 +320,6 @@ def interval_cell(value: float, low: float, high: float) -> str:
         return f"{value:.3f}"
     dash = "–" if low >= 0 else " to "
     return f"{value:.3f} ({low:.3f}{dash}{high:.3f})"
-
-
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that it exists whole or not at all."""
-    path = Path(path)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial_file.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial_file, path)
-    finally:
-        partial_file.unlink(missing_ok=True)
 
 
 def _thresholds(

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.errors import InputError
-from .evaluation import METRICS, Difference, Evaluation, write_whole
+from .artifact import write_whole
+from .evaluation import METRICS, Difference, Evaluation
 from .metrics import calibration_bins
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
 
 
@@ -45,3 +46,12 @@ class Fusion(Protocol):
 
     def __call__(self, tokens: Mapping[str, Tokens], *, attention: bool = False) -> FusedState:
         """Fuse; `attention` asks for weights, from heads that have them."""
+
+
+def refuse_other_sizes(head: Fusion, widths: Mapping[str, int], outcomes: int) -> None:
+    """Raise `InputError` if a head that was built for some widths and outcomes is given others."""
+    if head.widths and (head.widths, head.outcomes) != (dict(widths), outcomes):
+        raise InputError(
+            f"This fusion head was built for {head.outcomes} outcomes and tokens of the widths {head.widths}, and now "
+            f"meets {outcomes} and {dict(widths)}. Make a new head for the new model."
+        )

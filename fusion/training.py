@@ -18,12 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches, PreparedSamples, prepare
+from ..datasets.progress import progress_bar, showing_progress
+from .artifact import write_whole
 from .checkpoint import History, TrainingState, resume, write_checkpoint
-from .evaluation import write_whole
 from .inference import infer, to_device
 from .metrics import best_threshold
 from .model import FusionModel
-from .progress import progress_bar
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,11 +102,12 @@ def fit(
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
 
     # Readers, layers, and the samples as arrays.
-    fresh = not model.is_built
-    if fresh:
-        model.build(train, seed=seed)
-    samples = prepare(train, model.readers, model.outcomes)
-    held_out = None if valid is None else prepare(valid, model.readers, model.outcomes)
+    fresh, bars = not model.is_built, progress and accelerator.is_main_process
+    with showing_progress(bars):
+        if fresh:
+            model.build(train, seed=seed)
+        samples = prepare(train, model.readers, model.outcomes)
+        held_out = None if valid is None else prepare(valid, model.readers, model.outcomes)
     if fresh:
         model.fit_scales(torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known), balanced=balanced)
 
@@ -125,7 +126,7 @@ def fit(
 
     try:
         done = len(state.history.epochs)
-        with progress_bar("training", epochs * steps, show=progress and accelerator.is_main_process) as advance:
+        with showing_progress(bars), progress_bar("training", epochs * steps) as advance:
             advance(done * steps)
             for epoch in range(done, epochs):
                 if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
@@ -346,13 +347,17 @@ def _write_run(store: Path, state: TrainingState, held_out: PreparedSamples | No
 
 
 def _fingerprint(samples: PreparedSamples, held_out: PreparedSamples | None, settings: Mapping[str, object]) -> str:
-    """What must be equal for a stopped run to go on: all samples in their order, and the settings."""
+    """What must be equal for a stopped run to go on: all samples in their order, and the settings.
+
+    Samples are hashed as batches show them, so that it does not matter where their arrays are kept.
+    """
     digest = hashlib.sha256(repr(settings).encode())
     for part in (samples, held_out):
-        if part is not None:
-            digest.update(part.keys.to_csv(index=False).encode())
-            digest.update(part.outcomes.tobytes() + part.known.tobytes())
-            for packed in part.parts.values():
-                for array in (packed.offsets, packed.hours, *packed.arrays.values(), *packed.entries.values()):
-                    digest.update(np.ascontiguousarray(array).data)
+        if part is None:
+            continue
+        digest.update(part.keys.to_csv(index=False).encode())
+        for first in range(0, len(part), 64):
+            batch = part[range(first, min(first + 64, len(part)))]
+            for column in (batch.outcomes, batch.known, *(column for own in batch.parts.values() for column in own)):
+                digest.update(column.contiguous().numpy())
     return digest.hexdigest()

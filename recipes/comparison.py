@@ -189,7 +189,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write the table as `comparison.csv` and what lies behind it as `comparison.json`."""
     import json
 
-    from ..fusion.evaluation import write_whole
+    from ..fusion.artifact import write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "comparison.csv", comparison.table.to_csv(index=False))

@@ -105,7 +105,7 @@ class Run:
             raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
 
     def _write(self, cohort: Cohort, parts: dict[str, Cohort]) -> None:
-        from ..fusion.evaluation import write_whole
+        from ..fusion.artifact import write_whole
 
         salt = secrets.token_hex(8)
         told = {
@@ -182,10 +182,10 @@ def check_risks_path(path: Path) -> None:
 
 def write_risks(risks: pd.DataFrame, path: Path) -> None:
     """Write risks as CSV or Parquet, by the path's ending; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}")
-    if path.suffix == ".csv":
-        risks.to_csv(scratch, index=False)
-    else:
-        risks.to_parquet(scratch, index=False)
-    scratch.replace(path)
+    from ..fusion.artifact import new_file
+
+    with new_file(path) as scratch:
+        if path.suffix == ".csv":
+            risks.to_csv(scratch, index=False)
+        else:
+            risks.to_parquet(scratch, index=False)
