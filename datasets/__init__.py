@@ -18,26 +18,33 @@ if TYPE_CHECKING:
     from .cohort import Cohort
     from .errors import InputError, UnreadableImageError
     from .outcomes import OutcomeKind
-    from .pixels import read_image
+    from .pixels import ImageFile, read_image
+    from .volumes import Volume, slabs
     from .windows import Sample
 
 _HOME = {
     "Batch": "batch",
     "Cohort": "cohort",
+    "ImageFile": "pixels",
     "InputError": "errors",
     "OutcomeKind": "outcomes",
     "Sample": "windows",
     "UnreadableImageError": "errors",
+    "Volume": "volumes",
     "read_image": "pixels",
+    "slabs": "volumes",
 }
 __all__ = [
     "Batch",
     "Cohort",
+    "ImageFile",
     "InputError",
     "OutcomeKind",
     "Sample",
     "UnreadableImageError",
+    "Volume",
     "read_image",
+    "slabs",
 ]
 
 

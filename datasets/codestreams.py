@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 from .errors import UnreadableImageError
 
@@ -14,6 +15,16 @@ _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA
 # Markers with a length that may stand before the scan (ISO 10918-1 table B.1): neither restarts, start, end nor 0x01.
 _MARKERS = {*range(0xC0, 0xFF)} - {*range(0xD0, 0xDA)}
+# Every scan of a progressive JPEG passes over the whole picture, and takes some 20 bytes; true ones have up to 20.
+MOST_SCANS = 64
+TOO_MANY_SCANS = f"it is a JPEG of more than {MOST_SCANS} scans, which would take hours. Export the file again."
+# JPEG 2000 (ISO 15444-1 A.4, A.6): a tile takes some 6 kB of its decoder's memory and a precinct some 500 bytes, so
+# that with sides of 1 a picture of 16 MB takes 2 GB; encoders use 128 and more.
+_LEAST_SIDE = 16
+_START_OF_TILE, _START_OF_DATA, _CODING_STYLE, _COMPONENT_STYLE = 0xFF90, 0xFF93, 0xFF52, 0xFF53
+# Eight for each of the most tiles that JPEG 2000 has, 65,535; more would only serve to pass the time.
+_MOST_MARKERS = 2**19
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 
 
 def check_codestream(
@@ -41,6 +52,8 @@ def check_codestream(
         found = _jpeg_2000_size(frame) or _jpeg_size(frame, bits_allocated)
     except (struct.error, IndexError):
         found = None
+    if frame.count(b"\xff\xda") > MOST_SCANS and not frame.startswith((b"\xff\x4f", _JP2)):
+        raise UnreadableImageError(TOO_MANY_SCANS)
     if found != declared:
         raise UnreadableImageError(
             f"its compressed data hold {_size(found)}, its header says {_size(declared)}. Export the file again."
@@ -60,7 +73,9 @@ def _jpeg_size(frame: bytes, bits_allocated: int) -> tuple[int, int, int] | None
     if frame[:2] != b"\xff\xd8":
         return None
     at, size = 2, None
-    while at + 4 <= len(frame) and frame[at] == 0xFF:
+    for _ in range(_MOST_MARKERS):
+        if at + 4 > len(frame) or frame[at] != 0xFF:
+            break
         marker = frame[at + 1]
         if marker == 0xFF:
             at += 1
@@ -82,16 +97,68 @@ def _is_known_variant(content: bytes) -> bool:
     """Whether an application segment of JFIF has major version 1, and one of Adobe a transform of three colours."""
     if content.startswith(b"JFIF\0"):
         return content[5:6] == b"\x01"
-    return not content.startswith(b"Adobe") or content[11:12] in (b"\0", b"\x01")
+    # A shorter segment of Adobe's has no transform, and decoders pass over it.
+    return not content.startswith(b"Adobe") or len(content) < 12 or content[11:12] in (b"\0", b"\x01")
 
 
 def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
     """Rows, columns and components of the SIZ marker, which follows the start of a codestream at once."""
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 1024)
-    if start < 0:
+    start = _boxed_codestream(frame) if frame.startswith(_JP2) else 0
+    if start is None or frame[start : start + 4] != b"\xff\x4f\xff\x51":
         return None
-    _, _, right, bottom, left, top = struct.unpack(">HHIIII", frame[start + 4 : start + 24])
-    return bottom - top, right - left, struct.unpack(">H", frame[start + 40 : start + 42])[0]
+    right, bottom, left, top, tile_width, tile_height = struct.unpack(">6I", frame[start + 8 : start + 32])
+    rows, columns = bottom - top, right - left
+    components = struct.unpack(">H", frame[start + 40 : start + 42])[0]
+    small = tile_width < min(_LEAST_SIDE, columns) or tile_height < min(_LEAST_SIDE, rows)
+    if small or any(side < _LEAST_SIDE for side in _precinct_sides(frame, start, 1 if components < 257 else 2)):
+        raise UnreadableImageError(
+            f"its JPEG 2000 data have tiles or precincts of under {_LEAST_SIDE} pixels, which fill the memory. "
+            "Export the file again."
+        )
+    return rows, columns, components
+
+
+def _boxed_codestream(frame: bytes) -> int | None:
+    """Where the codestream starts in a JP2 file, whose boxes lead unbroken to it (ISO 15444-1 I.4), or None."""
+    at = 0
+    for _ in range(_MOST_MARKERS):
+        if at + 8 > len(frame):
+            break
+        length, kind = struct.unpack(">I4s", frame[at : at + 8])
+        if kind == b"jp2c":
+            return at + (16 if length == 1 else 8)
+        if length < 8:
+            return None
+        at += length
+    return None
+
+
+def _precinct_sides(frame: bytes, start: int, index_bytes: int) -> Iterator[int]:
+    """Sides of all precincts that some COD or COC marker declares, in pixels (ISO 15444-1 A.6.1 and A.6.2)."""
+    at, tile = start + 2, None
+    for _ in range(_MOST_MARKERS):
+        if at + 4 > len(frame):
+            return
+        marker, length = struct.unpack(">HH", frame[at : at + 4])
+        if marker == _START_OF_DATA:
+            if not tile:
+                return
+            # From one part of a tile to the next; the last may leave its length open.
+            at, tile = tile, None
+            continue
+        if marker < 0xFF00:
+            return
+        if marker == _START_OF_TILE:
+            part = struct.unpack(">I", frame[at + 6 : at + 10])[0]
+            tile = at + part if part > 12 else None
+        if marker in (_CODING_STYLE, _COMPONENT_STYLE):
+            style = at + 4 + (index_bytes if marker == _COMPONENT_STYLE else 0)
+            sizes = frame[style + (1 if marker == _COMPONENT_STYLE else 5) + 5 : at + 2 + length]
+            for size in sizes if frame[style] & 1 else b"":
+                yield 2 ** (size & 15)
+                yield 2 ** (size >> 4)
+        at += 2 + length
+    raise UnreadableImageError("its JPEG 2000 data have more markers than any true picture. Leave the file out.")
 
 
 def _check_rle(frame: bytes, declared: tuple[int, int, int], bits_allocated: int, limit_bytes: int) -> None:

@@ -1,17 +1,14 @@
-"""DICOM files to stored pixel values, refusing whatever the header and the data do not agree on."""
+"""The header of a DICOM file: only what concerns the image, and never more than the memory allows."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .codestreams import check_codestream
-from .errors import InputError, UnreadableImageError
+from .errors import UnreadableImageError
+from .locations import MeteredFile
 from .refusals import refusing
 
 if TYPE_CHECKING:
@@ -20,26 +17,22 @@ if TYPE_CHECKING:
 # Explicit VR gives numbers and text a 16-bit length, and a lookup table has at most 65,536 entries of
 # two bytes; a longer element would only serve to fill the memory with Python objects.
 LONGEST_ELEMENT = 2 * 65_536
+# Eight bytes of a header, an empty item, become 660 bytes of Python objects: a header of this part of the memory
+# limit fills it. By default 16 MiB, where the functional groups of 1,000 frames take about one.
+_HEADER_PART = 64
+_LEAST_HEADER = 2**20
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_NO_DECODER = "no decoder is known for its transfer syntax. Convert it to Explicit VR Little Endian."
-# GDCM comes last, so only for lossless JPEG: on damaged JPEG it can end the whole process (std::terminate),
-# and CharLS is 1.7 times as fast at JPEG-LS. Where several decode a file, they give the same values.
-_PLUGINS = ("pyjpegls", "pylibjpeg", "pillow")
-_RLE = "1.2.840.10008.1.2.5"
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_FLOAT_BITS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
-_SAMPLES = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3}
-_SAMPLES |= {"YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3}
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # Only these top-level elements are read: what names the patient never enters the memory.
-_WANTED = [
-    *_PIXELS,
+IMAGE_ELEMENTS = [
+    *PIXELS,
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"),
     *("PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
     *("BitsAllocated", "BitsStored", "HighBit"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     *("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
-    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "PresentationLUTShape"),
+    *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType", "PresentationLUTShape"),
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *(f"{kind}PaletteColorLookupTableDescriptor" for kind in ("Red", "Green", "Blue")),
@@ -50,41 +43,9 @@ _WANTED = [
 ]
 
 
-@dataclass(frozen=True)
-class StoredImage:
-    """One decoded frame before any grey-scale transformation, and the header that says how to show it."""
-
-    values: np.ndarray
-    """As stored: `[row, column]`, or `[row, column, 3]` in RGB."""
-    photometric: str
-    """Photometric Interpretation (0028,0004) of `values`; YBR ones have become RGB."""
-    bits: int
-    """Bits Stored (0028,0101)."""
-    frame: int
-    big_endian: bool
-    dataset: Dataset
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The Image Pixel module, PS3.3 C.7.6.3, as plain numbers."""
-
-    element: str
-    syntax: str
-    photometric: str
-    rows: int
-    columns: int
-    frames: int
-    samples: int
-    allocated: int
-    stored: int
-
-    @property
-    def bytes(self) -> int:
-        """Of all frames, as stored without compression."""
-        bits = self.rows * self.columns * self.frames * self.samples * self.allocated
-        # Two pixels of YBR_FULL_422 share their two colours: four samples instead of six.
-        return -(-(bits * 2 // 3 if self.photometric == "YBR_FULL_422" else bits) // 8)
+def is_marked(head: bytes) -> bool:
+    """Whether a file that starts so has DICOM's mark after its preamble (PS3.10 7.1)."""
+    return head[128:132] == b"DICM"
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -92,7 +53,7 @@ def looks_like_dicom(head: bytes) -> bool:
 
     Source: DICOM PS3.10 7.1 (preamble), PS3.5 7.1 (elements).
     """
-    if head[128:132] == b"DICM":
+    if is_marked(head):
         return True
     explicit = head[4:6].isalpha() and head[4:6].isupper()
     if head[:2] == b"\x00\x08":
@@ -100,11 +61,17 @@ def looks_like_dicom(head: bytes) -> bool:
     return head[:2] in (b"\x02\x00", b"\x08\x00") and (explicit or head[6:8] == b"\x00\x00")
 
 
-def read_dataset(stream: BinaryIO, limit_bytes: int) -> Dataset:
-    """Read the elements that concern the image, inflating at most `limit_bytes`.
+def read_dataset(
+    stream: MeteredFile, limit_bytes: int, *, wanted: list[str] = IMAGE_ELEMENTS, pixels: bool = True
+) -> Dataset:
+    """Read the elements that are wanted, inflating at most `limit_bytes`.
+
+    Args:
+        pixels: False to stop before the pixel data.
 
     Raises:
-        UnreadableImageError: the elements cannot be parsed, or a deflated file is cut short or too large.
+        UnreadableImageError: the elements cannot be parsed or are too many, or a deflated file is cut short or
+            too large.
 
     Source: DICOM PS3.10 7.1; PS3.5 A.5 (deflated).
     """
@@ -112,15 +79,16 @@ def read_dataset(stream: BinaryIO, limit_bytes: int) -> Dataset:
     from pydicom import filereader, uid
 
     preamble = stream.read(132)[128:] == b"DICM"
-    start = 132 if preamble else 0
     with refusing("its DICOM header cannot be parsed. Export the file again from its source."):
-        stream.seek(start)
+        stream.seek(132 if preamble else 0)
         meta = filereader.read_dataset(stream, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
         if meta.get("TransferSyntaxUID") == _DEFLATED:
             stream = _inflated(stream.read(), limit_bytes)
         else:
             stream.seek(0)
-        dataset = pydicom.dcmread(stream, force=True, specific_tags=_WANTED)
+        before = stream.bytes_read
+        dataset = pydicom.dcmread(stream, force=True, specific_tags=wanted, stop_before_pixels=not pixels)
+        _check_header(dataset, stream.bytes_read - before, limit_bytes)
         if "TransferSyntaxUID" not in dataset.file_meta:
             # Old files lack the meta group; pydicom then tells the encoding from the first element.
             implicit, little = dataset.original_encoding
@@ -129,27 +97,47 @@ def read_dataset(stream: BinaryIO, limit_bytes: int) -> Dataset:
     return dataset
 
 
-def _inflated(deflated: bytes, limit_bytes: int) -> BinaryIO:
+def _check_header(dataset: Dataset, read: int, limit_bytes: int) -> None:
+    """Refuse a header that is too long to be unfolded, before its sequences are."""
+    stored = [dataset.get_item(keyword) for keyword in PIXELS if keyword in dataset]
+    header = read - sum(len(raw.value or b"") for raw in stored)
+    most = max(limit_bytes // _HEADER_PART, _LEAST_HEADER)
+    if header > most:
+        raise UnreadableImageError(
+            f"its header has {header} bytes beside the pixels, more than {most}. If it is a true image, raise "
+            "limit_bytes."
+        )
+
+
+def _inflated(deflated: bytes, limit_bytes: int) -> MeteredFile:
     """The same file without compression, so that nothing else inflates it without a bound."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.filewriter import write_file_meta_info
 
-    machine = zlib.decompressobj(-zlib.MAX_WBITS)
-    body = machine.decompress(deflated, limit_bytes)
-    if machine.unconsumed_tail:
-        raise UnreadableImageError(
-            f"it inflates to more than {limit_bytes} bytes. If it is a true image, raise limit_bytes."
-        )
-    if not machine.eof:
-        raise UnreadableImageError("its deflated data end too early. Copy or export the file again.")
     stream = BytesIO()
     stream.write(bytes(128) + b"DICM")
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
     write_file_meta_info(stream, meta, enforce_standard=False)
-    stream.write(body)
+    stream.write(inflated(deflated, limit_bytes, "If it is a true image, raise limit_bytes."))
+    size = stream.tell()
     stream.seek(0)
-    return stream
+    return MeteredFile(stream, size, limit_bytes)
+
+
+def inflated(deflated: bytes, most: int, remedy: str) -> bytes:
+    """What a deflated stream of RFC 1951 holds.
+
+    Raises:
+        UnreadableImageError: it inflates to more than `most` bytes, or is cut short.
+    """
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    body = machine.decompress(deflated, most)
+    if not machine.eof and len(body) >= most:
+        raise UnreadableImageError(f"it inflates to more than {most} bytes. {remedy}")
+    if not machine.eof:
+        raise UnreadableImageError("its deflated data end too early. Copy or export the file again.")
+    return body
 
 
 def element(dataset: Dataset, keyword: str) -> object:
@@ -163,7 +151,7 @@ def element(dataset: Dataset, keyword: str) -> object:
             return None
         raw = dataset.get_item(keyword)
         sequence = keyword.endswith("Sequence")
-        if not sequence and keyword not in _PIXELS and (getattr(raw, "length", 0) or 0) > LONGEST_ELEMENT:
+        if not sequence and keyword not in PIXELS and (getattr(raw, "length", 0) or 0) > LONGEST_ELEMENT:
             raise UnreadableImageError(
                 f"its element {keyword} is longer than {LONGEST_ELEMENT} bytes. Export it again."
             )
@@ -193,137 +181,3 @@ def text(dataset: Dataset, keyword: str) -> str | None:
     """An element of text without surrounding blanks, or None where it is absent or empty."""
     value = element(dataset, keyword)
     return None if value is None else str(value).strip() or None
-
-
-def decode(dataset: Dataset, *, frame: int | None, limit_bytes: int) -> StoredImage:
-    """Decode one frame, after its size has been checked.
-
-    Args:
-        frame: index from 0; may be None where there is one frame.
-        limit_bytes: what all frames may take as stored values, and one as float32.
-
-    Raises:
-        UnreadableImageError: there are no pixels or several frames, the declared size is impossible or
-            too large, the data are shorter or longer than declared, or no decoder reads them.
-        InputError: there is no such frame.
-
-    Source: DICOM PS3.3 C.7.6.3 (Image Pixel), C.7.6.24 and C.7.6.25 (floating point); PS3.5 8, A.4.
-    """
-    layout = _layout(dataset)
-    _check_size(layout, limit_bytes)
-    if frame is None and layout.frames > 1:
-        raise UnreadableImageError(
-            f"it has {layout.frames} frames, where one image is expected. "
-            f"Choose one with frame=0 to frame={layout.frames - 1}."
-        )
-    frame = frame or 0
-    if not 0 <= frame < layout.frames:
-        raise InputError(f"frame is {frame}; the file has frames 0 to {layout.frames - 1}.")
-    values, photometric = _decoded(dataset, layout, frame, limit_bytes)
-    shape = (layout.rows, layout.columns) + ((3,) if layout.samples == 3 else ())
-    assert values.shape == shape
-    big_endian = layout.syntax == "1.2.840.10008.1.2.2"
-    return StoredImage(values, photometric, layout.stored, frame, big_endian, dataset)
-
-
-def _layout(dataset: Dataset) -> _Layout:
-    elements = [keyword for keyword in _PIXELS if keyword in dataset]
-    if not elements:
-        raise UnreadableImageError(
-            "it has no pixel data: it is no image, or was cut short before them. Leave it out or export it again."
-        )
-    if len(elements) > 1:
-        raise UnreadableImageError(f"it has both {elements[0]} and {elements[1]}. Export the file again.")
-    counted = {keyword: _count(dataset, keyword) for keyword in ("Rows", "Columns", "SamplesPerPixel")}
-    frames = 1 if element(dataset, "NumberOfFrames") is None else _count(dataset, "NumberOfFrames")
-    photometric = text(dataset, "PhotometricInterpretation")
-    if photometric not in _SAMPLES or counted["SamplesPerPixel"] != _SAMPLES[photometric]:
-        raise UnreadableImageError(
-            f"its Photometric Interpretation is not one of {', '.join(_SAMPLES)}, with one sample a pixel "
-            "for grey and palette and three for colour. Convert the file."
-        )
-    kind = elements[0]
-    if kind == "PixelData":
-        allocated, stored = _whole_bits(dataset, photometric)
-    else:
-        allocated = stored = _FLOAT_BITS[kind]
-        if not photometric.startswith("MONOCHROME"):
-            raise UnreadableImageError("its pixels are floating-point colours, which do not exist. Convert the file.")
-    with refusing(_NO_DECODER):
-        syntax = str(dataset.file_meta.TransferSyntaxUID)
-    sizes = (counted["Rows"], counted["Columns"], frames, counted["SamplesPerPixel"], allocated, stored)
-    return _Layout(kind, syntax, photometric, *sizes)
-
-
-def _whole_bits(dataset: Dataset, photometric: str) -> tuple[int, int]:
-    """Bits Allocated and Bits Stored of whole numbers, after PS3.5 8.1.1."""
-    allocated, stored = _count(dataset, "BitsAllocated"), _count(dataset, "BitsStored")
-    if stored > min(allocated, 32) or number(dataset, "HighBit") not in (None, stored - 1):
-        raise UnreadableImageError(
-            "its Bits Stored, Bits Allocated and High Bit contradict each other or exceed 32 bits. Convert the file."
-        )
-    signed = number(dataset, "PixelRepresentation")
-    if signed not in (0, 1) or (signed and _SAMPLES[photometric] == 3):
-        raise UnreadableImageError("its Pixel Representation is absent or impossible. Correct it or convert the file.")
-    if allocated != 8 and photometric.startswith("YBR_FULL"):
-        raise UnreadableImageError("its colours are YBR_FULL of more than 8 bits. Convert the file to RGB.")
-    return allocated, stored
-
-
-def _count(dataset: Dataset, keyword: str) -> int:
-    value = number(dataset, keyword)
-    if value is None or value < 1 or value != int(value):
-        raise UnreadableImageError(f"its element {keyword} is absent or not a whole number from 1. Export it again.")
-    return int(value)
-
-
-def _check_size(layout: _Layout, limit_bytes: int) -> None:
-    needed = max(layout.bytes, 4 * layout.rows * layout.columns * layout.samples)
-    if needed > limit_bytes:
-        raise UnreadableImageError(
-            f"its header declares {layout.rows} x {layout.columns} pixels in {layout.frames} frame(s), {needed} bytes, "
-            f"more than the limit of {limit_bytes}. If it is a true image, raise limit_bytes."
-        )
-
-
-def _decoded(dataset: Dataset, layout: _Layout, frame: int, limit_bytes: int) -> tuple[np.ndarray, str]:
-    from pydicom.encaps import get_frame
-    from pydicom.pixels import as_pixel_options, get_decoder
-
-    with refusing(_NO_DECODER):
-        decoder = get_decoder(layout.syntax)
-    data = element(dataset, layout.element) or b""
-    if not decoder.is_encapsulated:
-        _check_length(layout, len(data))
-    with refusing(f"its pixel data cannot be decoded. {_remedy(layout)}"):
-        options = as_pixel_options(dataset)
-        if decoder.is_encapsulated:
-            tables = options.get("extended_offsets")
-            fragments = get_frame(data, frame, number_of_frames=layout.frames, extended_offsets=tables)
-            declared = (layout.rows, layout.columns, layout.samples)
-            check_codestream(fragments, declared, layout.allocated, layout.syntax == _RLE, limit_bytes)
-        plugin = next((name for name in _PLUGINS if name in decoder.available_plugins), "")
-        # pydicom cuts one bit-packed frame out of several a byte short, so all of them are unpacked.
-        index = None if layout.allocated == 1 else frame
-        values, properties = decoder.as_array(dataset, index=index, decoding_plugin=plugin, **options)
-        if index is None and layout.frames > 1:
-            values = values[frame]
-    return values, str(properties["photometric_interpretation"])
-
-
-def _check_length(layout: _Layout, actual: int) -> None:
-    # PS3.5 8.1.1: one byte of padding makes the length even. Any other excess means that a size is wrong.
-    if actual not in (layout.bytes, layout.bytes + layout.bytes % 2):
-        raise UnreadableImageError(
-            f"its pixel data have {actual} bytes, where its header makes it {layout.bytes}: the file is cut short "
-            "or its header is wrong. Copy or export it again."
-        )
-
-
-def _remedy(layout: _Layout) -> str:
-    if layout.syntax == _JPEG_EXTENDED and layout.stored > 8:
-        return (
-            "JPEG Extended with 12 bits has no decoder under a permissive licence: convert it with dcmdjpeg (DCMTK), "
-            "or install pylibjpeg-libjpeg (GPL-3)."
-        )
-    return "The data are damaged, or their kind is not supported: export the file again without compression."

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from .dicom import StoredImage, element, number, text
+from .dicom import element, number, text
 from .errors import InputError, UnreadableImageError
 from .lookup import Lookup, lookup_table
 from .refusals import refusing
+from .stored_pixels import StoredImage
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 # Where a file names no window: between these percentiles of its modality values lies the picture; a few
 # dead pixels, burnt-in letters and metal lie outside.
 ROBUST_PERCENTILES = (0.5, 99.5)
+# Hounsfield units, (center, width). Source: Radiopaedia, "Windowing (CT)": lungs, mediastinum, brain, bone of the
+# spine. Institutions differ by some tens of units.
+HOUNSFIELD_WINDOWS = {"lung": (-600, 1500), "mediastinum": (50, 350), "brain": (40, 80), "bone": (400, 1800)}
+# Percentiles of more values are those of every n-th, so that memory stays bounded: of 16 million values a percentile
+# of 0.5 is that of 0.5 ± 0.002 (binomial), nearer than a window is ever known.
+LARGEST_SAMPLE = 2**24
+# Values at a time: float64 temporaries of 8 MB.
+_BLOCK = 2**20
+_ALL_PADDING = "all its pixels are padding (0028,0120). Leave the file out."
 # exp(700) is about the largest that float64 holds; a sigmoid is 0 or 1 long before.
 _LARGEST_EXPONENT = 700.0
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -66,58 +76,128 @@ class Window:
 
 
 def render(
-    stored: StoredImage, window: int | tuple[float, float] | None
+    stored: StoredImage, window: int | str | tuple[float, float] | None
 ) -> tuple[Float[np.ndarray, "row column"], str]:
     """Display values of a grey frame, float32 in [0, 1], and the window in words.
 
     Args:
         window: index among the file's VOI LUTs and windows, LUTs first; or (center, width) in modality
-            values, applied as LINEAR_EXACT, so that it means the same in every unit; or None for the file's
-            first, and for the percentiles ROBUST_PERCENTILES where it has none or its pixels are floats
-            (files of these carry LINEAR windows that turn values between 0 and 1 into black and white).
+            values, applied as LINEAR_EXACT, so that it means the same in every unit; or a name of
+            HOUNSFIELD_WINDOWS; or None for the file's first, and for the percentiles ROBUST_PERCENTILES where
+            it has none or its pixels are floats (files of these carry LINEAR windows that turn values between
+            0 and 1 into black and white).
 
     Raises:
         UnreadableImageError: a table, window or value is impossible, or all pixels are padding.
-        InputError: the file has no window of that index.
+        InputError: the file has no window of that index, or no Hounsfield units where a name needs them.
 
     Source: DICOM PS3.4 N.2; PS3.3 C.11.1, C.11.2, C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2 (padding).
     """
     native = stored.values.astype(stored.values.dtype.newbyteorder("="), copy=False)
-    chosen = _chosen(stored, window)
+    if isinstance(window, str):
+        require_hounsfield_units(stored.dataset, stored.frame)
+    chosen = chosen_window(stored.dataset, stored.frame, stored.big_endian, native.dtype.kind == "f", window)
     size = native.dtype.itemsize
     if native.dtype.kind == "f" or size > 2 or native.size < 2 ** (8 * size):
-        tones, words = _tones(native.ravel(), None, stored, chosen)
-        return tones.astype(np.float32).reshape(native.shape), words
+        shape, words = chosen or _robust_sample(native.ravel(), stored)
+        tones = np.empty(native.shape, np.float32)
+        if not paint(tones, native, stored, shape):
+            raise UnreadableImageError(_ALL_PADDING)
+        return tones, words
     index = native.view(f"u{size}")
-    every = np.arange(2 ** (8 * size), dtype=f"u{size}").view(native.dtype)
+    table, words = tone_table(index, stored, chosen)
+    return table[index], words
+
+
+def tone_table(
+    index: np.ndarray, stored: StoredImage, chosen: tuple[Transform, str] | None
+) -> tuple[Float[np.ndarray, " value"], str]:
+    """The display value of every stored value of 8 or 16 bits, and the window in words.
+
+    Args:
+        index: the frame's values, in the machine's byte order and as unsigned numbers.
+        stored: the frame.
+        chosen: as `chosen_window` gives it.
+
+    Raises:
+        UnreadableImageError: as `render`.
+    """
+    every = np.arange(2 ** (8 * index.itemsize), dtype=index.dtype).view(stored.values.dtype.newbyteorder("="))
+    measured, padding = _measured(every, stored)
     # How often each value occurs matters only where padding or percentiles do.
-    counted = chosen is None or _padding(every, stored).any()
-    counts = np.bincount(index.ravel(), minlength=len(every)) if counted else None
-    tones, words = _tones(every, counts, stored, chosen)
-    return tones.astype(np.float32)[index], words
-
-
-def _tones(
-    values: np.ndarray, counts: np.ndarray | None, stored: StoredImage, chosen: tuple[Transform, str] | None
-) -> tuple[np.ndarray, str]:
-    """Display values of stored values; `counts` says how often each occurs (None: every one does)."""
-    padding = _padding(values, stored)
+    counts = _counts(index.ravel(), len(every)) if chosen is None or padding.any() else None
     present = ~padding if counts is None else ~padding & (counts > 0)
     if not present.any():
-        raise UnreadableImageError("all its pixels are padding (0028,0120). Leave the file out.")
-    if values.dtype.kind == "f" and not np.isfinite(values[present]).all():
+        raise UnreadableImageError(_ALL_PADDING)
+    shape, words = chosen or robust_window(measured[present], counts[present])
+    return _shown(measured, padding, shape, is_inverted(stored)), words
+
+
+def paint(tones: np.ndarray, values: np.ndarray, stored: StoredImage, shape: Transform | None) -> bool:
+    """Fill `tones` with the display values of stored values, padding black, a block at a time.
+
+    Args:
+        tones: float32, contiguous, of the shape of `values`.
+        shape: modality values to [0, 1]; None to fill with modality values, and NaN for padding.
+
+    Returns:
+        Whether anything is there but padding.
+
+    Raises:
+        UnreadableImageError: values are not finite, before or after rescale.
+    """
+    inverted, found = is_inverted(stored), False
+    target, source = tones.reshape(-1), values.reshape(-1)
+    for start in range(0, len(source), _BLOCK):
+        measured, padding = _measured(source[start : start + _BLOCK], stored)
+        found = found or not padding.all()
+        painted = _shown(measured, padding, shape, inverted) if shape else np.where(padding, np.nan, measured)
+        target[start : start + _BLOCK] = painted
+    return found
+
+
+def _measured(values: np.ndarray, stored: StoredImage) -> tuple[np.ndarray, np.ndarray]:
+    """Modality values, float64 and finite, and which of them are padding (those have any value)."""
+    padding = _padding(values, stored)
+    if padding.all():
+        return np.zeros(values.shape), padding
+    first = values[np.argmin(padding)]
+    if values.dtype.kind == "f" and not np.isfinite(values[~padding]).all():
         raise UnreadableImageError("its pixels hold NaN or infinity that is not declared as padding. Export it again.")
     # Padding may be NaN, which no table can look up; it is painted black at the end anyway.
     with np.errstate(over="ignore", invalid="ignore"):
-        measured = modality_transform(stored)(np.where(padding, values[present][0], values))
+        measured = modality_transform(stored)(np.where(padding, first, values))
     if not np.isfinite(measured).all():
         raise UnreadableImageError("its Rescale Slope and Intercept make values infinite. Correct them.")
-    shape, words = chosen or _robust(measured[present], None if counts is None else counts[present])
+    return measured, padding
+
+
+def _shown(measured: np.ndarray, padding: np.ndarray, shape: Transform, inverted: bool) -> np.ndarray:
     tones = shape(measured)
-    if _is_inverted(stored):
+    if inverted:
         tones = 1 - tones
     tones[padding] = 0
-    return tones, words
+    return tones.astype(np.float32)
+
+
+def _counts(indices: np.ndarray, length: int) -> np.ndarray:
+    """How often each index occurs; a block at a time, since counting widens each to eight bytes."""
+    blocks = (indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK))
+    return sum(np.bincount(block, minlength=length) for block in blocks)
+
+
+def _robust_sample(values: np.ndarray, stored: StoredImage) -> tuple[Transform, str]:
+    for some in (sample(values), values):
+        measured, padding = _measured(some, stored)
+        if not padding.all():
+            return robust_window(measured[~padding], None)
+    raise UnreadableImageError(_ALL_PADDING)
+
+
+def sample(values: np.ndarray) -> np.ndarray:
+    """Every n-th of a flat array, at most LARGEST_SAMPLE; n is odd, so that no even width of rows is a multiple."""
+    step = -(-len(values) // LARGEST_SAMPLE)
+    return values[:: step | 1] if step > 1 else values
 
 
 def modality_transform(stored: StoredImage) -> Transform:
@@ -131,7 +211,7 @@ def modality_transform(stored: StoredImage) -> Transform:
     if tables := element(stored.dataset, "ModalityLUTSequence"):
         table = lookup_table(tables[0], stored.big_endian)
         return lambda values: table.entries[table.index(values)]
-    where = _functional_group(stored, "PixelValueTransformationSequence") or stored.dataset
+    where = functional_group(stored.dataset, stored.frame, "PixelValueTransformationSequence") or stored.dataset
     slope, intercept = number(where, "RescaleSlope"), number(where, "RescaleIntercept")
     if slope is None and intercept is None:
         return Rescale(1.0, 0.0)
@@ -140,16 +220,16 @@ def modality_transform(stored: StoredImage) -> Transform:
     return Rescale(slope, intercept)
 
 
-def voi_transforms(stored: StoredImage) -> list[Lookup | Window]:
-    """The frame's VOI LUTs, then its windows, in the file's order.
+def voi_transforms(dataset: Dataset, frame: int, big_endian: bool) -> list[Lookup | Window]:
+    """A frame's VOI LUTs, then its windows, in the file's order.
 
     Raises:
         UnreadableImageError: centers and widths are not as many, or one is impossible.
 
     Source: DICOM PS3.3 C.11.2; C.7.6.16.2.10 (Frame VOI LUT of enhanced images).
     """
-    where = _functional_group(stored, "FrameVOILUTSequence") or stored.dataset
-    tables = [lookup_table(item, stored.big_endian) for item in element(where, "VOILUTSequence") or ()]
+    where = functional_group(dataset, frame, "FrameVOILUTSequence") or dataset
+    tables = [lookup_table(item, big_endian) for item in element(where, "VOILUTSequence") or ()]
     centers, widths = _numbers(where, "WindowCenter"), _numbers(where, "WindowWidth")
     function = (text(where, "VOILUTFunction") or "LINEAR").upper()
     smallest = 1 if function == "LINEAR" else np.nextafter(0, 1)
@@ -171,12 +251,18 @@ def _numbers(dataset: Dataset, keyword: str) -> list[float]:
     return numbers
 
 
-def _chosen(stored: StoredImage, window: int | tuple[float, float] | None) -> tuple[Transform, str] | None:
-    """The window asked for, or the file's first, in words too; None where percentiles decide."""
-    if isinstance(window, tuple):
-        given = Window(*map(float, window), "LINEAR_EXACT")
-        return given, str(given)
-    offered = [] if window is None and stored.values.dtype.kind == "f" else voi_transforms(stored)
+def chosen_window(
+    dataset: Dataset, frame: int, big_endian: bool, floats: bool, window: int | str | tuple[float, float] | None
+) -> tuple[Transform, str] | None:
+    """The window asked for, or the file's first, in words too; None where percentiles decide.
+
+    Raises:
+        UnreadableImageError: a window of the file is impossible.
+        InputError: the file has no window of that index.
+    """
+    if isinstance(window, str | tuple):
+        return given_window(window)
+    offered = [] if window is None and floats else voi_transforms(dataset, frame, big_endian)
     if window is None and not offered:
         return None
     index = window or 0
@@ -186,12 +272,39 @@ def _chosen(stored: StoredImage, window: int | tuple[float, float] | None) -> tu
     words = f"{index + 1} of {len(offered)}"
     if isinstance(chosen, Window):
         return chosen, f"{chosen} ({words})"
-    full = 2.0**chosen.bits - 1
-    return lambda values: np.minimum(chosen.entries[chosen.index(values)] / full, 1), f"VOI LUT ({words})"
+    return chosen.shades, f"VOI LUT ({words})"
 
 
-def _robust(values: np.ndarray, counts: np.ndarray | None) -> tuple[Transform, str]:
-    """A linear window between percentiles; between the extremes where those agree, black if these do too."""
+def given_window(window: str | tuple[float, float]) -> tuple[Window, str]:
+    """A window that the caller gave, by name or as (center, width), and what it is called."""
+    center, width = HOUNSFIELD_WINDOWS[window] if isinstance(window, str) else window
+    given = Window(float(center), float(width), "LINEAR_EXACT")
+    return given, f"{window}, {given}" if isinstance(window, str) else str(given)
+
+
+def require_hounsfield_units(dataset: Dataset, frame: int) -> None:
+    """Refuse a window by name for anything but CT in Hounsfield units.
+
+    Raises:
+        InputError: the modality is not CT, or its values are not rescaled to Hounsfield units.
+
+    Source: DICOM PS3.3 C.8.2.1 and C.11.1.1.2: without a Rescale Type (0028,1054) a CT is in Hounsfield units.
+    """
+    where = functional_group(dataset, frame, "PixelValueTransformationSequence") or dataset
+    rescaled = number(where, "RescaleSlope") is not None
+    if text(dataset, "Modality") != "CT" or not rescaled or text(where, "RescaleType") not in (None, "HU"):
+        raise InputError(
+            "a window by name is in Hounsfield units, and this is no CT rescaled to them. Give window=(center, width)."
+        )
+
+
+def robust_window(values: np.ndarray, counts: np.ndarray | None) -> tuple[Transform, str]:
+    """A linear window between percentiles; between the extremes where those agree, black if these do too.
+
+    Args:
+        values: finite, at least one.
+        counts: how often each occurs; None for once.
+    """
     low, high = np.percentile(values, ROBUST_PERCENTILES, weights=counts, method="inverted_cdf")
     words = "percentiles {:g} to {:g}".format(*ROBUST_PERCENTILES)
     if low == high:
@@ -202,10 +315,13 @@ def _robust(values: np.ndarray, counts: np.ndarray | None) -> tuple[Transform, s
     return lambda shown: np.clip((shown / 2 - low / 2) / half, 0, 1), f"{words}, {low:g} to {high:g}"
 
 
-def _is_inverted(stored: StoredImage) -> bool:
+def is_inverted(stored: StoredImage) -> bool:
     """Whether small values are bright; both ways to say so together still mean one inversion.
 
     MONOCHROME1 decides even against IDENTITY, which contradicts it (PS3.3 C.8.11.1.1.1).
+
+    Raises:
+        UnreadableImageError: the Presentation LUT Shape is unknown.
     """
     shape = (text(stored.dataset, "PresentationLUTShape") or "IDENTITY").upper()
     if shape not in ("IDENTITY", "INVERSE"):
@@ -238,11 +354,14 @@ def _padding_number(value: object, keyword: str, dtype: np.dtype) -> float:
         return bound if dtype.kind != "f" else float(dtype.type(bound))
 
 
-def _functional_group(stored: StoredImage, keyword: str) -> Dataset | None:
-    """The first item of a macro of this frame, or of all frames, in an enhanced multi-frame image."""
-    frames = element(stored.dataset, "PerFrameFunctionalGroupsSequence") or []
-    groups = [frames[stored.frame]] if stored.frame < len(frames) else []
-    for group in [*groups, *(element(stored.dataset, "SharedFunctionalGroupsSequence") or [])]:
+def functional_group(dataset: Dataset, frame: int, keyword: str) -> Dataset | None:
+    """The first item of a macro of one frame, or of all frames, in an enhanced multi-frame image.
+
+    Source: DICOM PS3.3 C.7.6.16.
+    """
+    frames = element(dataset, "PerFrameFunctionalGroupsSequence") or []
+    groups = [frames[frame]] if frame < len(frames) else []
+    for group in [*groups, *(element(dataset, "SharedFunctionalGroupsSequence") or [])]:
         if items := element(group, keyword):
             return items[0]
     return None

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from .dicom import StoredImage, element
+from .dicom import element
 from .errors import UnreadableImageError
 from .refusals import refusing
+from .stored_pixels import StoredImage
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -30,6 +31,10 @@ class Lookup:
     def index(self, values: np.ndarray) -> np.ndarray:
         """Positions of values among the entries; fractions are cut off."""
         return np.clip(np.floor(values.astype(np.float64)) - self.first, 0, len(self.entries) - 1).astype(np.intp)
+
+    def shades(self, values: np.ndarray) -> np.ndarray:
+        """The entries of values, scaled to [0, 1] by the range of their bits."""
+        return np.minimum(self.entries[self.index(values)] / (2.0**self.bits - 1), 1)
 
 
 def lookup_table(item: Dataset, big_endian: bool) -> Lookup:

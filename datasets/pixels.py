@@ -1,46 +1,32 @@
-"""Image files to pixels that can be trusted: DICOM, PNG and JPEG."""
+"""Image files to pixels that can be trusted: DICOM, NIfTI, PNG, JPEG and TIFF, single images and volumes."""
 
 from __future__ import annotations
 
 import math
-import re
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
 from .errors import InputError, UnreadableImageError
-from .refusals import naming, refusing
+from .locations import Location, MeteredFile, is_folder, opened
+from .refusals import naming
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from pydicom import Dataset
 
+    from .volumes import Volume
+
 # Bytes of one file's decoded pixels: 2**30 holds a 16,384 x 16,384 grey image as float32, ten times the
-# largest mammogram (about 4,700 x 5,900), and a breast tomosynthesis of 100 frames at 16 bits.
+# largest mammogram (about 4,700 x 5,900), a CT of 1,000 slices of 512 x 512, and a breast tomosynthesis of 100
+# frames at 16 bits.
 LIMIT_BYTES = 2**30
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_HEAD_BYTES = 132
-_RATHER = "Expected DICOM, PNG or JPEG."
-# Code strings and identifiers have these alphabets (PS3.5 6.2); anything else is text of unknown content.
-_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
-_UID = re.compile(r"[0-9.]{1,64}")
-_CLOCK = re.compile(r"(\d{12})(\d{2})?(?:\.(\d{1,6}))?(?:[+-]\d{4})?")
-# EXIF 4.6.4 A, tag 0x0112: what brings the picture upright, as names of Pillow's transpositions.
-_UPRIGHT = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
+_HEAD_BYTES = 352
+_RATHER = "Expected DICOM, NIfTI, PNG, JPEG or TIFF."
+WindowChoice = int | str | tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -64,51 +50,66 @@ class ImageFile:
 
 
 def read_image(
-    path: str | PathLike[str],
+    path: Location | Sequence[Location],
     *,
-    window: int | tuple[float, float] | None = None,
+    window: WindowChoice | None = None,
     frame: int | None = None,
+    series_uid: str | None = None,
     limit_bytes: int = LIMIT_BYTES,
-) -> ImageFile:
-    """Read a DICOM, PNG or JPEG file, judged by its content and not by its name.
+) -> ImageFile | Volume:
+    """Read an image, or a volume of slices, judged by its content and not by its name.
+
+    A folder or a list of DICOM files, a DICOM file of several frames that say where they lie, and a NIfTI file
+    give a `Volume`; anything else one image.
 
     Grey DICOM images pass modality LUT or rescale, window or VOI LUT, and one inversion where small values
     are bright; padding becomes black, overlays stay away. Where the file names no window, pixels are
     scaled between percentiles of its values (`greyscale.ROBUST_PERCENTILES`); so are floating-point pixels
-    unless a window is asked for. Transparent PNG are
-    composited on black; the orientation in EXIF is applied; colour profiles are not.
+    unless a window is asked for, and values of a TIFF of more than 16 bits, floating or signed.
+    Transparent pictures are composited on black; the orientation in EXIF is applied; colour profiles are not.
+    Colours of 16 bits in PNG and TIFF are read at 8, as Pillow does.
 
     Args:
+        path: a file, a folder, or the files of one series; paths, or URLs that fsspec opens (s3://...).
         window: index from 0 among the file's VOI LUTs and then windows (None: the first), or (center,
-            width) in modality values, such as Hounsfield units: center ± width / 2 become 0 and 1. Only for
-            grey DICOM.
-        frame: index from 0 of one frame of a DICOM file of several.
-        limit_bytes: larger files, and files that would decode to more bytes, are refused.
+            width) in modality values, such as Hounsfield units: center ± width / 2 become 0 and 1, or for CT
+            "lung", "mediastinum", "brain" or "bone" (`greyscale.HOUNSFIELD_WINDOWS`). Only for grey images.
+        frame: index from 0 of one frame of a DICOM file of several, page of a TIFF, or volume of a NIfTI
+            file of four dimensions.
+        series_uid: which Series Instance UID (0020,000E), where a folder holds several.
+        limit_bytes: larger files, and files and volumes that would decode to more bytes, are refused.
+            Reading needs at most four times as much memory.
 
     Raises:
-        UnreadableImageError: the file gives no trustworthy pixels; the message says why and what to do.
-        InputError: the window or frame asked for is impossible or not in the file.
+        UnreadableImageError: the file gives no trustworthy pixels, or the slices no one volume; the message
+            says why and what to do.
+        InputError: the window, frame or series asked for is impossible or not in the file.
 
     Example:
         >>> read_image("scan.dcm", window=(40, 400)).pixels.shape  # doctest: +SKIP
         (1, 512, 512)
 
-    Source: DICOM PS3.4 N.2, PS3.3 C.7.6.3 and C.11; ISO 15948 (PNG); ISO 10918-1 (JPEG).
+    Source: DICOM PS3.4 N.2, PS3.3 C.7.6.3 and C.11; ISO 15948 (PNG); ISO 10918-1 (JPEG); TIFF 6.0; NIfTI-1.
     """
-    _check_choice(window, frame)
-    with naming(path), _opened(path, limit_bytes) as stream:
-        head = stream.read(_HEAD_BYTES)
-        stream.seek(0)
-        if head.startswith((_PNG, _JPEG)):
-            if window is not None or frame:
-                raise InputError("window and frame are for DICOM; this is a PNG or JPEG. Leave them out.")
-            return ImageFile(_picture(stream, limit_bytes, is_png=head.startswith(_PNG)), "all values")
-        return _read_dicom(stream, head, window, frame, limit_bytes)
+    check_choice(window, frame)
+    if not isinstance(path, str) and isinstance(path, Sequence):
+        several = True
+    else:
+        with naming(path):
+            several = is_folder(path)
+    if several:
+        from .volumes import read_series
+
+        if frame is not None:
+            raise InputError("frame is for one file, and this is a series. Leave it out.")
+        return read_series(path, window=window, series_uid=series_uid, limit_bytes=limit_bytes)
+    if series_uid is not None:
+        raise InputError("series_uid is for a folder or a list of files, and this is one file. Leave it out.")
+    with naming(path), opened(path, limit_bytes) as stream:
+        return _read_file(stream, window, frame, limit_bytes)
 
 
-def read_stored_values(
-    path: str | PathLike[str], *, frame: int | None = None, limit_bytes: int = LIMIT_BYTES
-) -> np.ndarray:
+def read_stored_values(path: Location, *, frame: int | None = None, limit_bytes: int = LIMIT_BYTES) -> np.ndarray:
     """The decoded pixels of a DICOM file before rescale and window.
 
     Colour is already RGB, except for palettes, whose indices are returned.
@@ -126,15 +127,15 @@ def read_stored_values(
 
     Source: DICOM PS3.5 8; Pixel Data (7FE0,0010).
     """
-    from .dicom import decode
+    from .stored_pixels import decode
 
-    _check_choice(None, frame)
-    with naming(path), _opened(path, limit_bytes) as stream:
+    check_choice(None, frame)
+    with naming(path), opened(path, limit_bytes) as stream:
         head = stream.read(_HEAD_BYTES)
         return decode(_dataset(stream, head, limit_bytes), frame=frame, limit_bytes=limit_bytes).values
 
 
-def unreadable(path: str | PathLike[str]) -> str | None:
+def unreadable(path: Location | Sequence[Location]) -> str | None:
     """Why `read_image` refuses a file, or None where it reads it."""
     try:
         read_image(path)
@@ -178,35 +179,46 @@ def resize(pixels: Float[np.ndarray, "channel height width"], size: int) -> Floa
     return square
 
 
-def _check_choice(window: object, frame: object) -> None:
-    """Refuse windows and frames that no file could have."""
+def check_choice(window: object, frame: object) -> None:
+    """Refuse windows and frames that no file could have.
+
+    Raises:
+        InputError: the window is neither an index, a name nor a pair, or the frame no index.
+    """
+    from .greyscale import HOUNSFIELD_WINDOWS
+
     index = isinstance(window, int) and not isinstance(window, bool) and window >= 0
+    named = isinstance(window, str) and window in HOUNSFIELD_WINDOWS
     pair = isinstance(window, tuple) and len(window) == 2 and all(isinstance(one, int | float) for one in window)
     pair = pair and all(map(math.isfinite, window)) and window[1] > 0
-    if not (window is None or index or pair):
-        raise InputError("window: expected an index from 0, or (center, width) with a width above 0.")
+    if not (window is None or index or named or pair):
+        raise InputError(
+            "window: expected an index from 0, (center, width) with a width above 0, or one of "
+            f"{', '.join(HOUNSFIELD_WINDOWS)}."
+        )
     if frame is not None and (not isinstance(frame, int) or isinstance(frame, bool) or frame < 0):
         raise InputError("frame: expected an index from 0.")
 
 
-def _opened(path: str | PathLike[str], limit_bytes: int) -> BinaryIO:
-    file = Path(path)
-    if file.is_dir():
-        raise UnreadableImageError("this is a folder. Give the path of one image file.")
-    if not file.is_file():
-        raise UnreadableImageError("there is no such file. Check the path.")
-    with refusing("it cannot be opened. Check the permissions."):
-        size = file.stat().st_size
-        if not size:
-            raise UnreadableImageError("it is empty. Copy or export it again.")
-        if size > limit_bytes:
-            raise UnreadableImageError(
-                f"it has {size} bytes, more than the limit of {limit_bytes}. If it is a true image, raise limit_bytes."
-            )
-        return file.open("rb")
+def _read_file(
+    stream: MeteredFile, window: WindowChoice | None, frame: int | None, limit_bytes: int
+) -> ImageFile | Volume:
+    from .dicom import is_marked
+    from .nifti import looks_like_nifti, read_nifti
+    from .pictures import kind_of, read_picture
+
+    head = stream.read(_HEAD_BYTES)
+    stream.seek(0)
+    # The preamble of a DICOM file may be the start of a TIFF (PS3.10 7.1), so the mark decides.
+    if not is_marked(head):
+        if kind := kind_of(head):
+            return ImageFile(*read_picture(stream, kind, window, frame, limit_bytes))
+        if looks_like_nifti(head):
+            return read_nifti(stream, window, frame, limit_bytes)
+    return _read_dicom(stream, head, window, frame, limit_bytes)
 
 
-def _dataset(stream: BinaryIO, head: bytes, limit_bytes: int) -> Dataset:
+def _dataset(stream: MeteredFile, head: bytes, limit_bytes: int) -> Dataset:
     from .dicom import looks_like_dicom, read_dataset
 
     if not looks_like_dicom(head):
@@ -216,127 +228,35 @@ def _dataset(stream: BinaryIO, head: bytes, limit_bytes: int) -> Dataset:
 
 
 def _read_dicom(
-    stream: BinaryIO, head: bytes, window: int | tuple[float, float] | None, frame: int | None, limit_bytes: int
-) -> ImageFile:
-    from .dicom import decode
+    stream: MeteredFile, head: bytes, window: WindowChoice | None, frame: int | None, limit_bytes: int
+) -> ImageFile | Volume:
     from .greyscale import render
     from .lookup import palette_colours
+    from .origins import origin
+    from .series import frames_have_places
+    from .stored_pixels import decode
+    from .volumes import read_frames
 
     dataset = _dataset(stream, head, limit_bytes)
+    if frame is None and frames_have_places(dataset):
+        return read_frames(dataset, window, limit_bytes)
     stored = decode(dataset, frame=frame, limit_bytes=limit_bytes)
     grey = stored.photometric in ("MONOCHROME1", "MONOCHROME2")
     if window is not None and not grey:
         raise InputError("window is for grey images; this one has colours. Leave it out.")
     if grey:
         tones, words = render(stored, window)
-        return ImageFile(tones[None], words, **_origin(dataset))
+        return ImageFile(tones[None], words, **origin(dataset))
     if stored.photometric == "PALETTE COLOR":
-        return ImageFile(_channels_first(palette_colours(stored)), "palette", **_origin(dataset))
+        return ImageFile(_channels_first(palette_colours(stored)), "palette", **origin(dataset))
     if stored.photometric != "RGB":
         raise UnreadableImageError("its colours cannot be converted to RGB. Convert the file to RGB.")
     full = 2**stored.bits - 1
     if int(stored.values.max()) > full:
         raise UnreadableImageError("its colours exceed its Bits Stored. Export the file again.")
     colours = stored.values.astype(np.float32) / np.float32(full)
-    return ImageFile(_channels_first(colours), "all values", **_origin(dataset))
+    return ImageFile(_channels_first(colours), "all values", **origin(dataset))
 
 
 def _channels_first(colours: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(colours, -1, 0))
-
-
-def _origin(dataset: Dataset) -> dict[str, str | datetime | None]:
-    """What the header says about where the image comes from, as far as it cannot be a name."""
-
-    def matching(pattern: re.Pattern[str], *keywords: str) -> str | None:
-        # A broken remark about the picture does not make its pixels less true, so it counts as absent.
-        from .dicom import text
-
-        for keyword in keywords:
-            with suppress(UnreadableImageError):
-                value = text(dataset, keyword)
-                if value is not None and pattern.fullmatch(value):
-                    return value
-        return None
-
-    whole = matching(_CLOCK, "AcquisitionDateTime")
-    for kind in ("Acquisition", "Content"):
-        date = matching(re.compile(r"\d{8}"), f"{kind}Date")
-        time = matching(re.compile(r"\d{4,6}(\.\d{1,6})?"), f"{kind}Time")
-        whole = whole or (date and time and date + time)
-    return {
-        "modality": matching(_CODE, "Modality"),
-        "view": matching(_CODE, "ViewPosition"),
-        "laterality": matching(re.compile("[RLBU]"), "ImageLaterality", "Laterality"),
-        "study_uid": matching(_UID, "StudyInstanceUID"),
-        "series_uid": matching(_UID, "SeriesInstanceUID"),
-        "acquired": _moment(whole),
-    }
-
-
-def _moment(written: str | None) -> datetime | None:
-    """A DICOM date and time of at least hours and minutes; None for anything else."""
-    match = _CLOCK.fullmatch(written or "")
-    if match is None:
-        return None
-    minutes, seconds, fraction = match.groups()
-    with suppress(ValueError):
-        return datetime.strptime(f"{minutes}{seconds or '00'}.{fraction or '0'}", "%Y%m%d%H%M%S.%f")
-    return None
-
-
-def _picture(stream: BinaryIO, limit_bytes: int, *, is_png: bool) -> np.ndarray:
-    """A PNG or JPEG as `[channel, height, width]`, float32 in [0, 1]."""
-    import PIL.Image
-
-    remedy = "The file is damaged: copy or export it again."
-    with refusing(f"it cannot be decoded as {'PNG' if is_png else 'JPEG'}. {remedy}"):
-        kinds = ("PNG",) if is_png else ("JPEG",)
-        try:
-            image = PIL.Image.open(stream, formats=kinds)
-        except PIL.Image.DecompressionBombError:
-            raise UnreadableImageError("its header declares more pixels than Pillow decodes. Crop it.") from None
-        width, height = image.size
-        # As float32, and with the alpha channel that is composited away.
-        needed = 4 * width * height * max(len(image.getbands()), 4 if image.mode == "P" else 1)
-        if needed > limit_bytes:
-            raise UnreadableImageError(
-                f"its header declares {height} x {width} pixels, {needed} bytes, more than the limit of {limit_bytes}. "
-                "If it is a true image, raise limit_bytes."
-            )
-        if is_png:
-            if getattr(image, "n_frames", 1) > 1:
-                raise UnreadableImageError("it is an animated PNG. Save the one picture that is meant.")
-            # Pillow tests the checksums of PNG only when asked, and then wants the file opened anew.
-            image.verify()
-            stream.seek(0)
-            image = PIL.Image.open(stream, formats=kinds)
-        orientation = image.getexif().get(0x0112)
-        planes = _planes(image)
-        if orientation in _UPRIGHT:
-            planes = _upright(planes, orientation)
-    return np.ascontiguousarray(planes)
-
-
-def _planes(image: Image) -> np.ndarray:
-    """Grey or RGB of a decoded picture, composited on black, `[channel, height, width]`."""
-    clear = image.info.get("transparency")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        tones = values / np.float32(65_535)
-        return np.where(values == clear, 0, tones).astype(np.float32)[None]
-    if image.mode in ("1", "L", "LA", "La"):
-        image = image.convert("LA" if clear is not None or (image.mode != "1" and "A" in image.mode) else "L")
-    elif image.mode in ("RGBA", "RGBa", "PA") or clear is not None:
-        image = image.convert("RGBA")
-    else:
-        image = image.convert("RGB")
-    planes = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    return planes[:-1] * planes[-1:] if image.mode in ("LA", "RGBA") else planes
-
-
-def _upright(planes: np.ndarray, orientation: int) -> np.ndarray:
-    from PIL.Image import Transpose, fromarray
-
-    turn = Transpose[_UPRIGHT[orientation]]
-    return np.stack([np.asarray(fromarray(plane).transpose(turn)) for plane in planes])

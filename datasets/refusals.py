@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -76,4 +77,10 @@ def naming(path: str | PathLike[str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise type(error)(f"{shown(path)}: {error}") from None
+
+
+def shown(path: str | PathLike[str]) -> str:
+    """A path for messages: without what a URL may carry of secrets, before its host or after a "?"."""
+    text = str(path)
+    return re.sub(r"(?<=://)[^/@]*@|\?.*", "", text) if "://" in text else text
