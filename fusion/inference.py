@@ -10,8 +10,10 @@ import torch
 
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
-from ..datasets.prepared import BucketedBatches, PreparedSamples, prepare
-from .model import FusionModel
+from ..datasets.prepared import BucketedBatches, PreparedSamples
+from .evaluation import CHOSEN_ON_VALIDATION
+from .model import FusionModel, withhold
+from .settings import require_whole
 
 NOTHING_KNOWN = "refused: nothing that the model reads was known before the prediction time"
 NOT_FINITE = "refused: the computed risk is not finite"
@@ -22,7 +24,8 @@ def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.D
 
     Args:
         model: trained with `fit` or read with `FusionModel.load`.
-        cohort: the samples; outcomes are not needed and not looked at.
+        cohort: the samples; outcomes are not needed and not looked at. They are seen as far back as
+            the training patients were, whatever the cohort's own `history`.
         batch_size: samples that go through the network together; no result depends on it.
 
     Returns:
@@ -33,13 +36,12 @@ def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.D
         left out (such as unknown lab codes), counted, in `.attrs["remarks"]`.
 
     Raises:
-        InputError: the model is not trained, or a file cannot be read.
+        InputError: the model is not trained, a file cannot be read, or a batch size below 1.
     """
     require_trained(model)
-    samples = prepare(cohort, model.readers)
+    samples = model.read(cohort)
     values = infer(model, samples, batch_size=batch_size)
-    status = np.where(np.isfinite(values), "ok", NOT_FINITE).astype(object)
-    status[samples.empty] = NOTHING_KNOWN
+    status = _status(samples, np.isfinite(values))
     columns = model.heads.columns
     risks = pd.DataFrame(
         {
@@ -53,18 +55,25 @@ def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.D
     risks = risks.astype({"outcome": "str", "status": "str"})
     risks.attrs["remarks"] = list(samples.remarks)
     risks.attrs["thresholds"] = {
-        name: {"value": value, "chosen": "maximises F1 on the validation patients"}
-        for name, value in model.thresholds_.items()
+        name: {"value": value, "chosen": CHOSEN_ON_VALIDATION} for name, value in model.thresholds_.items()
     }
     return risks
 
 
+def _status(samples: PreparedSamples, finite: np.ndarray) -> np.ndarray:
+    """Text `[sample, column]`: "ok", or why there is no risk."""
+    status = np.where(finite, "ok", NOT_FINITE).astype(object)
+    status[samples.empty] = NOTHING_KNOWN
+    return status
+
+
 def infer(model: FusionModel, samples: PreparedSamples, *, batch_size: int = 64) -> np.ndarray:
     """Risks of all samples, also of those for whom only the learned absence is there: `[sample, column]`."""
+    require_whole("batch_size", batch_size, least=1)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    values = np.empty((len(samples), len(model.heads.columns)), np.float64)
+    values = np.full((len(samples), len(model.heads.columns)), np.nan)
     with torch.inference_mode():
         for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
             batch = to_device(samples[positions], device)
@@ -100,18 +109,21 @@ def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
 
     Returns:
         One row a sample, outcome and modality: `subject_id`, `prediction_time`, `outcome`,
-        `baseline`, `risk`, `modality`, `present`, `contribution` (in the unit of the risk).
+        `baseline`, `risk`, `modality`, `present`, `contribution` (in the unit of the risk), `status`.
+        Where `predict` refuses the risk, the status says why and the numbers are blank.
 
     Raises:
-        InputError: the model is not trained.
+        InputError: as `predict`.
 
     Source: Shapley, A value for n-person games, 1953; exact, over all 2^M subsets of M modalities.
     """
     require_trained(model)
-    samples = prepare(cohort, model.readers)
+    samples = model.read(cohort)
     names = model.modalities
     subsets = np.arange(2 ** len(names))
     worth = _worth_of_subsets(model, samples, batch_size)
+    status = _status(samples, np.isfinite(worth).all(0))
+    worth = np.where(status == "ok", worth, np.nan)
     columns = model.heads.columns
     frames = []
     for place, name in enumerate(names):
@@ -131,19 +143,19 @@ def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
                     "modality": name,
                     "present": np.repeat(np.diff(samples.parts[name].offsets) > 0, len(columns)),
                     "contribution": np.tensordot(weight, gain, 1).ravel(),
+                    "status": status.ravel(),
                 }
             )
         )
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True).astype({"outcome": "str", "status": "str"})
 
 
 def _worth_of_subsets(model: FusionModel, samples: PreparedSamples, batch_size: int) -> np.ndarray:
     """The risk when only some modalities are there: `[subset, sample, column]`, a bit a modality."""
-    from .model import withhold
-
+    require_whole("batch_size", batch_size, least=1)
     names = model.modalities
     device = next(model.parameters()).device
-    worth = np.empty((2 ** len(names), len(samples), len(model.heads.columns)))
+    worth = np.full((2 ** len(names), len(samples), len(model.heads.columns)), np.nan)
     was_training = model.training
     model.eval()
     with torch.inference_mode():

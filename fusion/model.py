@@ -18,7 +18,7 @@ from ..datasets.batch import Batch
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.outcomes import OutcomeKind
-from ..datasets.prepared import Reader
+from ..datasets.prepared import PreparedSamples, Reader, prepare
 from ..encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
 from .artifact import checked_folder, new_folder
 from .concatenation import ConcatenationFusion
@@ -30,7 +30,8 @@ MODALITIES = ("image", "labs", "notes", "static")
 _ENCODERS = {"image": ImageEncoder, "labs": LabEncoder, "notes": NoteEncoder, "static": StaticEncoder}
 # What reading a description or weights that were tampered with, or made by another version, has raised.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SafetensorError)
-_FUSIONS = {"cross-attention": CrossAttentionFusion, "concatenation": ConcatenationFusion}
+FUSIONS = {"cross-attention": CrossAttentionFusion, "concatenation": ConcatenationFusion}
+"""Every fusion head, by the name that it has in files and comparisons."""
 
 
 class FusionModel(nn.Module):
@@ -84,6 +85,8 @@ class FusionModel(nn.Module):
         self.modality_dropout, self.auxiliary = modality_dropout, auxiliary
         self.thresholds_: dict[str, float] = {}
         """By binary outcome: the risk from which a patient counts as positive, chosen on validation patients."""
+        self.history_: float | None = None
+        """How many hours back the inputs went that it was built on; None for all."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -117,6 +120,7 @@ class FusionModel(nn.Module):
         for name, encoder in self.encoders.items():
             if next(encoder.parameters(), None) is not None:
                 raise InputError(f"{name}= was built before, for another model. Give each model encoders of its own.")
+        self.history_ = cohort.history
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for encoder in self.encoders.values():
@@ -129,6 +133,22 @@ class FusionModel(nn.Module):
         self.heads = OutcomeHeads(self.outcomes, self.fusion.width)
         # Each modality also predicts alone in training, so that a quick one does not keep a slow one from learning.
         self.alone = nn.ModuleDict({name: OutcomeHeads(self.outcomes, width) for name, width in widths.items()})
+
+    def read(self, cohort: Cohort, *, labelled: bool = False) -> PreparedSamples:
+        """A cohort as the model sees it: through its readers, and as far back as it was trained to look.
+
+        Args:
+            cohort: the samples; how far back they go by themselves does not matter.
+            labelled: whether to encode the outcomes too.
+
+        Raises:
+            InputError: a file cannot be read, or an outcome is missing or does not fit its kind.
+        """
+        if cohort.history != self.history_:
+            # A copy, whose windows are not drawn yet.
+            cohort = cohort.noted("inputs as far back as in training")
+            cohort.history = self.history_
+        return prepare(cohort, self.readers, self.outcomes if labelled else None)
 
     def fit_scales(self, outcomes: Tensor, known: Tensor, *, balanced: bool) -> None:
         """Learn scales, class weights and starting points of all outcome heads from training outcomes."""
@@ -197,7 +217,7 @@ class FusionModel(nn.Module):
         Raises:
             InputError: a part of the model is not chiasm's own, and could not be made again.
         """
-        kinds = {kind: name for name, kind in _FUSIONS.items()}
+        kinds = {kind: name for name, kind in FUSIONS.items()}
         ours = {*kinds, *_ENCODERS.values()}
         strange = [type(part).__name__ for part in (self.fusion, *self.encoders.values()) if type(part) not in ours]
         if strange:
@@ -214,6 +234,7 @@ class FusionModel(nn.Module):
             "modality_dropout": self.modality_dropout,
             "auxiliary": self.auxiliary,
             "thresholds": self.thresholds_,
+            "history": self.history_,
         }
 
     @classmethod
@@ -239,7 +260,7 @@ class FusionModel(nn.Module):
         fusion = description["fusion"]
         model = cls(
             **{name: _ENCODERS[name](**own["settings"]) for name, own in description["encoders"].items()},
-            fusion=_FUSIONS[fusion["kind"]](**fusion["settings"]),
+            fusion=FUSIONS[fusion["kind"]](**fusion["settings"]),
             outcomes={name: OutcomeKind(**stored) for name, stored in description["outcomes"].items()},
             modality_dropout=description["modality_dropout"],
             auxiliary=description["auxiliary"],
@@ -250,6 +271,9 @@ class FusionModel(nn.Module):
             model._make_heads()
         model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
         model.thresholds_ = {name: float(value) for name, value in description["thresholds"].items()}
+        model.history_ = description["history"]
+        if model.history_ is not None and not 0 < model.history_ < math.inf:
+            raise ValueError("history is no number of hours")
         return model
 
 

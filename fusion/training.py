@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
-from ..datasets.prepared import BucketedBatches, PreparedSamples, prepare
+from ..datasets.prepared import BucketedBatches, PreparedSamples
 from ..datasets.progress import progress_bar, showing_progress
 from .artifact import write_whole
 from .checkpoint import History, TrainingState, resume, write_checkpoint
 from .inference import infer, to_device
 from .metrics import best_threshold
 from .model import FusionModel
+from .processes import from_main_process, make_accelerator, share_weights
+from .settings import TrainingSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,12 +50,16 @@ def fit(
     precision: str = "fp32",
     seed: int = 0,
     out: str | Path | None = None,
+    on_start: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train a model; its best weights on the validation patients are what it has afterwards.
 
     A model that is not built yet is built first: its readers are fitted on `train` alone and its
     weights drawn from `seed`. A model that is built is trained further.
+
+    Under a launcher of several processes each calls this with the same arguments and data; the main
+    one validates and writes, and all end with its weights.
 
     Args:
         model: what to train, in place.
@@ -74,108 +81,137 @@ def fit(
         seed: of weights, order, dropout. The same seed gives the same weights on the same machine.
         out: a folder for `history.jsonl`, the best `model/` so far and `checkpoint/`; a run that
             was stopped goes on from there when fit is called again in the same way.
+        on_start: called once all of this was found to be in order, before the first update and
+            before anything is written (main process only).
         progress: whether to show a bar (main process only).
 
     Raises:
         InputError: settings or cohorts that cannot be trained with, or a loss that is not finite.
         KeyboardInterrupt: Ctrl-C; the model has its best weights so far.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "optimizer": optimizer,
-        "weight_decay": weight_decay,
-        "warmup": warmup,
-        "clip": clip,
-        "average": average,
-        "patience": patience,
-        "balanced": balanced,
-        "precision": precision,
-        "seed": seed,
-    }
-    _check_settings(settings)
+    settings = TrainingSettings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        clip=clip,
+        average=average,
+        patience=patience,
+        balanced=balanced,
+        precision=precision,
+        seed=seed,
+    )
     _check_cohorts(model, train, valid)
-    # A rank whose batch lacks a modality leaves that encoder unused in the step.
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    accelerator = make_accelerator()
+    with showing_progress(progress):
+        samples, held_out = _prepared(model, train, valid, settings)
+        steps = math.ceil(len(samples) / batch_size)
+        network, state = _set_up(model, steps, settings, accelerator)
+        state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
 
-    # Readers, layers, and the samples as arrays.
-    fresh, bars = not model.is_built, progress and accelerator.is_main_process
-    with showing_progress(bars):
-        if fresh:
-            model.build(train, seed=seed)
-        samples = prepare(train, model.readers, model.outcomes)
-        held_out = None if valid is None else prepare(valid, model.readers, model.outcomes)
-    if fresh:
-        model.fit_scales(torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known), balanced=balanced)
+        # What was done before, if this run was stopped.
+        store = None if out is None else Path(out)
+        fingerprint = _fingerprint(samples, held_out, asdict(settings) | model.plan)
+        _go_on(store, fingerprint, state, accelerator)
+        if on_start and accelerator.is_main_process:
+            on_start()
 
-    # Optimizer, schedule, moving average; and what was done before, if this run was stopped.
-    steps = math.ceil(len(samples) / batch_size)
-    rule = _optimizer(model, optimizer, learning_rate, weight_decay)
-    schedule = _schedule(rule, steps * epochs, warmup)
-    network, rule = accelerator.prepare(model, rule)
-    averaged = AveragedModel(model, avg_fn=_moving_average(average), use_buffers=True)
-    state = TrainingState(model, averaged, rule, schedule, best=_weights(model))
-    state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
-    store = None if out is None else Path(out)
-    fingerprint = _fingerprint(samples, held_out, settings | model.plan)
-    if store:
-        resume(store, fingerprint, state)
-
-    try:
         done = len(state.history.epochs)
-        with showing_progress(bars), progress_bar("training", epochs * steps) as advance:
-            advance(done * steps)
-            for epoch in range(done, epochs):
-                if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
-                    break
-                began = time.perf_counter()
-                batches = BucketedBatches(samples.sizes, batch_size, seed=seed, epoch=epoch)
-                record = {"epoch": epoch + 1}
-                record["train_loss"] = _train_epoch(
-                    state, network, samples, batches, accelerator, clip=clip, precision=precision, advance=advance
+        try:
+            with progress_bar("training", epochs * steps) as advance:
+                advance(done * steps)
+                for epoch in range(done, epochs):
+                    if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
+                        break
+                    began = time.perf_counter()
+                    record = {"epoch": epoch + 1}
+                    record["train_loss"] = _train_epoch(state, network, samples, epoch, settings, accelerator, advance)
+                    share_weights(accelerator, state.averaged.module)
+                    if held_out:
+                        record["valid_loss"] = from_main_process(
+                            accelerator, lambda: _validation_loss(state.averaged.module, held_out, batch_size)
+                        )
+                    record["learning_rate"] = state.schedule.get_last_lr()[0]
+                    record["seconds"] = time.perf_counter() - began
+                    better = _keep_if_better(state, record)
+                    if store and accelerator.is_main_process:
+                        _write_run(store, fingerprint, state, held_out, better=better)
+                    accelerator.wait_for_everyone()
+            if held_out and not math.isfinite(state.best_loss):
+                raise InputError(
+                    f"The validation loss is not finite. Lower the learning rate (it is {learning_rate:g})."
                 )
-                if held_out:
-                    record["valid_loss"] = _validation_loss(averaged.module, held_out, batch_size)
-                record["learning_rate"] = schedule.get_last_lr()[0]
-                record["seconds"] = time.perf_counter() - began
-                better = _keep_if_better(state, record)
-                if store and accelerator.is_main_process:
-                    _write_run(store, state, held_out, better=better)
-                    write_checkpoint(store, fingerprint, state)
-                accelerator.wait_for_everyone()
-        if held_out and not math.isfinite(state.best_loss):
-            raise InputError(f"The validation loss is not finite. Lower the learning rate (it is {learning_rate:g}).")
-    finally:
-        # Also after Ctrl-C: what the model has is the best that was reached.
-        model.load_state_dict(state.best)
-        model.eval()
-        model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
-        accelerator.end_training()
+        finally:
+            # Also after Ctrl-C: what the model has is the best that was reached.
+            model.load_state_dict(state.best)
+            model.eval()
+            model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
     return state.history
+
+
+def _prepared(
+    model: FusionModel, train: Cohort, valid: Cohort | None, settings: TrainingSettings
+) -> tuple[PreparedSamples, PreparedSamples | None]:
+    """The samples as arrays, after the model was built on the training patients if it was not."""
+    fresh = not model.is_built
+    if fresh:
+        model.build(train, seed=settings.seed)
+    samples = model.read(train, labelled=True)
+    held_out = None if valid is None else model.read(valid, labelled=True)
+    if fresh:
+        outcomes, known = torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known)
+        model.fit_scales(outcomes, known, balanced=settings.balanced)
+    return samples, held_out
+
+
+def _set_up(
+    model: FusionModel, steps: int, settings: TrainingSettings, accelerator: Accelerator
+) -> tuple[nn.Module, TrainingState]:
+    """The network as the processes share it, and a state of which nothing is trained yet; `steps` an epoch."""
+    rule = _optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+    schedule = _schedule(rule, steps * settings.epochs, settings.warmup)
+    network, rule = accelerator.prepare(model, rule)
+    averaged = AveragedModel(model, avg_fn=_moving_average(settings.average), use_buffers=True)
+    return network, TrainingState(model, averaged, rule, schedule, best=_weights(model))
+
+
+def _go_on(store: Path | None, fingerprint: str, state: TrainingState, accelerator: Accelerator) -> None:
+    """Bring the state to where a stopped run was.
+
+    Raises:
+        InputError: a process has other data, settings or another checkpoint than the main one.
+    """
+    if store:
+        with accelerator.main_process_first():
+            resume(store, fingerprint, state)
+    # As many bits of the fingerprint as a float carries exactly.
+    own = (int(fingerprint[:13], 16), len(state.history.epochs))
+    if own != tuple(int(from_main_process(accelerator, lambda number=number: float(number))) for number in own):
+        raise InputError(
+            f"Process {accelerator.process_index} was given other data or settings than the first one, or does not "
+            "see its checkpoint. Give all processes the same arguments, and folders on a disk that they share."
+        )
 
 
 def _train_epoch(
     state: TrainingState,
     network: nn.Module,
     samples: PreparedSamples,
-    batches: BucketedBatches,
+    epoch: int,
+    settings: TrainingSettings,
     accelerator: Accelerator,
-    *,
-    clip: float,
-    precision: str,
     advance: Callable[[int], None],
 ) -> float:
     """One pass over the training samples; returns the mean loss a known label, auxiliary losses included."""
     total = count = 0.0
     network.train()
-    for step, positions in enumerate(batches):
+    for step, positions in enumerate(BucketedBatches(samples.sizes, settings.batch_size, settings.seed, epoch)):
         # Every random draw of a step is keyed, so that a resumed run repeats it.
-        torch.manual_seed(_key(batches.seed, batches.epoch, step, accelerator.process_index))
+        torch.manual_seed(_key(settings.seed, epoch, step, accelerator.process_index))
         batch = to_device(_share(samples, positions, accelerator), accelerator.device)
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             risk = network(batch)
         loss, labels = state.model.loss(risk, batch)
 
@@ -183,11 +219,11 @@ def _train_epoch(
         everyone = accelerator.reduce(torch.stack([loss.detach(), labels.float()]), "sum")
         if not everyone.isfinite().all():
             raise InputError(
-                f"The loss is not finite in epoch {batches.epoch + 1}, step {step + 1}. "
+                f"The loss is not finite in epoch {epoch + 1}, step {step + 1}. "
                 f"Lower the learning rate (it is {state.schedule.get_last_lr()[0]:g})."
             )
         accelerator.backward(loss * accelerator.num_processes / everyone[1].clamp(min=1))
-        accelerator.clip_grad_norm_(network.parameters(), clip)
+        accelerator.clip_grad_norm_(network.parameters(), settings.clip)
         state.rule.step()
         state.schedule.step()
         state.rule.zero_grad()
@@ -207,25 +243,6 @@ def _keep_if_better(state: TrainingState, record: dict[str, float]) -> bool:
         state.history.best_epoch = int(record["epoch"])
         state.best_loss = math.inf if watched is None else watched
     return better
-
-
-def _check_settings(settings: Mapping[str, object]) -> None:
-    """Raise `InputError` for the first setting out of its range."""
-    ranges = {
-        "epochs": (lambda v: v >= 1, "at least 1"),
-        "batch_size": (lambda v: v >= 1, "at least 1"),
-        "learning_rate": (lambda v: 0 < v < math.inf, "a positive number"),
-        "weight_decay": (lambda v: 0 <= v < math.inf, "0 or more"),
-        "warmup": (lambda v: 0 <= v <= 1, "a share of the updates, from 0 to 1"),
-        "clip": (lambda v: v > 0, "a positive number"),
-        "average": (lambda v: 0 <= v < 1, "a decay from 0 to below 1"),
-        "patience": (lambda v: v is None or v >= 1, "at least 1 epoch, or None"),
-        "optimizer": (lambda v: v in ("adamw", "sgd"), '"adamw" or "sgd"'),
-        "precision": (lambda v: v in ("fp32", "bf16"), '"fp32" or "bf16"'),
-    }
-    for name, (is_right, expected) in ranges.items():
-        if not is_right(settings[name]):
-            raise InputError(f"{name} is {settings[name]!r}; expected {expected}.")
 
 
 def _check_cohorts(model: FusionModel, train: Cohort, valid: Cohort | None) -> None:
@@ -312,7 +329,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def _validation_loss(model: FusionModel, samples: PreparedSamples, batch_size: int) -> float:
-    """Mean loss over the known labels; every process computes all of it, and the same."""
+    """Mean loss over the known labels."""
     device = next(model.parameters()).device
     model.eval()
     total = count = 0.0
@@ -336,14 +353,17 @@ def choose_thresholds(model: FusionModel, samples: PreparedSamples) -> dict[str,
     return chosen
 
 
-def _write_run(store: Path, state: TrainingState, held_out: PreparedSamples | None, *, better: bool) -> None:
-    """Write the history so far and, after a better epoch, the model."""
+def _write_run(
+    store: Path, fingerprint: str, state: TrainingState, held_out: PreparedSamples | None, *, better: bool
+) -> None:
+    """Write the history so far, after a better epoch the model, and what is needed to go on."""
     store.mkdir(parents=True, exist_ok=True)
     write_whole(store / "history.jsonl", "".join(json.dumps(record) + "\n" for record in state.history.epochs))
     if better:
         best = state.averaged.module
         best.thresholds_ = choose_thresholds(best, held_out) if held_out else {}
         best.save(store / "model")
+    write_checkpoint(store, fingerprint, state)
 
 
 def _fingerprint(samples: PreparedSamples, held_out: PreparedSamples | None, settings: Mapping[str, object]) -> str:

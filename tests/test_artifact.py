@@ -11,7 +11,7 @@ import pytest
 import torch
 from chiasm.datasets import InputError
 from chiasm.fusion import ConcatenationFusion, FusionModel, predict
-from chiasm.fusion.artifact import checked_folder, new_folder
+from chiasm.fusion.artifact import checked_folder, new_folder, write_whole
 from safetensors.torch import load_file, save_file
 
 MODALITIES = ("image", "labs", "notes", "static")
@@ -236,6 +236,9 @@ EDITS = {
     "a lost outcome": lambda own: own["outcomes"].pop("died"),
     "no thresholds": lambda own: own.pop("thresholds"),
     "thresholds that are a number": lambda own: own.update(thresholds=3),
+    "no history": lambda own: own.pop("history"),
+    "a history that is text": lambda own: own.update(history="long"),
+    "a history of the future": lambda own: own.update(history=-48),
 }
 
 
@@ -355,3 +358,23 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "made", "model"):
         1 / 0  # noqa: B018
     assert (checked_folder(tmp_path / "made", "model") / "a.json").read_text() == "old"
+
+
+# Files that are whole
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(tmp_path):
+    path = tmp_path / "report.html"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "new \ud800")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_file_is_written_into_folders_that_are_made_for_it_and_behind_a_link(tmp_path):
+    write_whole(tmp_path / "a" / "real.csv", "old")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "a" / "real.csv")
+    write_whole(tmp_path / "link.csv", "new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "a" / "real.csv").read_text() == "new"

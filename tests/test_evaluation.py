@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.datasets.errors import InputError
-from chiasm.fusion.evaluation import evaluate, interval_cell, paired_difference, percentile_interval, write_whole
+from chiasm.fusion.evaluation import evaluate, interval_cell, paired_difference, percentile_interval
 from chiasm.fusion.matching import labelled_risks
 from sklearn.metrics import roc_auc_score
 
@@ -225,15 +225,6 @@ def test_an_evaluation_is_plain_json(tmp_path):
     assert [row["value"] for row in read["table"] if row["metric"] == "precision"] == [None]
     assert read["counts"][0]["samples"] == 120
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one_whole(tmp_path):
-    path = tmp_path / "report.html"
-    write_whole(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "new \ud800")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_the_difference_of_a_model_from_itself_is_zero_with_an_interval_of_zero():

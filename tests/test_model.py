@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from chiasm.datasets import Cohort, InputError, OutcomeKind
+from chiasm.datasets.batch import Batch
 from chiasm.datasets.prepared import prepare
 from chiasm.encoders import ImageEncoder, LabEncoder, StaticEncoder, Tokens
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, contributions, predict
@@ -39,6 +40,16 @@ def risks(model: FusionModel, cohort: Cohort, **settings) -> np.ndarray:
     return predict(model, cohort, **settings)["risk"].to_numpy().reshape(len(cohort), -1)
 
 
+def only(batch: Batch, modalities: frozenset[str]) -> Batch:
+    """The same batch as if every other modality were lacking."""
+    return batch._replace(
+        parts={
+            name: part if name in modalities else type(part)(*(column[:0] for column in part))
+            for name, part in batch.parts.items()
+        }
+    )
+
+
 # Law 1: absence is emptiness
 
 
@@ -66,7 +77,7 @@ def test_a_modality_that_is_absent_is_as_if_its_encoder_had_never_run(model, sam
     with torch.no_grad():
         for name in MODALITIES:
             others = frozenset(MODALITIES) - {name}
-            ours = model(batch.only(others)).value
+            ours = model(only(batch, others)).value
             has = model.encode(batch)[name].mask.any(1)
             assert_close(ours[~has], model(batch).value[~has], atol=1e-5, rtol=0)
             assert (ours[has] - model(batch).value[has]).abs().amax(1).min() > 0
@@ -92,6 +103,22 @@ def test_what_comes_after_the_prediction_time_leaves_risks_bit_identical(model, 
     grown = tables | {name: pd.concat([tables[name], rows], ignore_index=True) for name, rows in strange.items()}
     ours, theirs = predict(model, cohort), predict(model, Cohort(**grown))
     assert ours.equals(theirs)
+
+
+def test_a_model_looks_as_far_back_as_it_was_trained_to_whatever_the_cohort_says(hospital, small_model, tmp_path):
+    days = Cohort(**hospital, history=9)
+    made = small_model(("labs", "static"), outcomes=days.outcome_kinds)
+    made.build(days)
+    expected = predict(made, days)
+    # Labs lie up to 30 hours back, so that another span is another input.
+    assert len(days.window("labs").rows) < len(Cohort(**hospital).window("labs").rows)
+    made.save(tmp_path / "model")
+    for one in (made, FusionModel.load(tmp_path / "model")):
+        for history in (None, 3, 500):
+            other = Cohort(**hospital, history=history)
+            assert predict(one, other).equals(expected)
+            assert contributions(one, other).equals(contributions(made, days))
+            assert other.history == history
 
 
 # Law 3: order and padding
@@ -163,6 +190,13 @@ def test_prediction_leaves_the_model_as_it_was(model, cohort):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
+def test_a_batch_size_that_would_predict_nobody_is_refused(model, cohort, batch_size):
+    for act in (predict, contributions):
+        with pytest.raises(InputError, match=rf"batch_size is {batch_size!r}; expected a whole number of at least 1"):
+            act(model, cohort, batch_size=batch_size)
+
+
 # Modality dropout
 
 
@@ -199,6 +233,13 @@ def test_contributions_add_up_and_are_nothing_for_what_is_absent(model, cohort):
     table = contributions(model, cohort, batch_size=5)
     risk = predict(model, cohort)
     key = ["subject_id", "outcome"]
+    # Whoever predict refuses gets no number here either, and the same reason.
+    statuses = table.drop_duplicates(key).set_index(key)["status"]
+    assert statuses.to_dict() == risk.set_index(key)["status"].to_dict()
+    refused = table["status"] != "ok"
+    assert table.loc[refused, ["baseline", "risk", "contribution"]].isna().all(axis=None)
+    assert set(table.loc[refused, "subject_id"]) == {0}
+    table = table[~refused]
     sums = table.groupby(key)["contribution"].sum()
     first = table.drop_duplicates(key).set_index(key)
     difference = first["risk"] - first["baseline"]
@@ -210,6 +251,7 @@ def test_contributions_add_up_and_are_nothing_for_what_is_absent(model, cohort):
     has = cohort.has_input().set_axis(cohort.outcomes["subject_id"])
     for name, own in table.groupby("modality"):
         expected = has["images" if name == "image" else name].loc[own["subject_id"]]
+        assert len(own)
         assert (own["present"].to_numpy() == expected.to_numpy()).all()
 
 
@@ -217,7 +259,7 @@ def test_contributions_are_the_mean_gain_over_all_orders(model, cohort, samples)
     with torch.no_grad():
         batch = samples[range(16)]
         worth = {
-            subset: model(batch.only(subset)).value.double().numpy()
+            subset: model(only(batch, subset)).value.double().numpy()
             for subset in {frozenset(order[:k]) for order in permutations(MODALITIES) for k in range(5)}
         }
     columns = list(model.heads.columns)
@@ -229,7 +271,9 @@ def test_contributions_are_the_mean_gain_over_all_orders(model, cohort, samples)
             gains.append(worth[before | {name}] - worth[before])
         expected = np.mean(gains, axis=0)
         ours = table[name].unstack()[columns].to_numpy()
-        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-4)
+        # Of the patient with the number 0 nothing is known.
+        np.testing.assert_allclose(ours[1:], expected[1:], atol=1e-5, rtol=1e-4)
+        assert np.isnan(ours[0]).all()
 
 
 # Attention

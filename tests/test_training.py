@@ -401,8 +401,16 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": 0}, "epochs is 0; expected a whole number of at least 1"),
+        ({"epochs": 2.5}, r"epochs is 2\.5"),
+        ({"epochs": True}, "epochs is True"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "8"}, "batch_size is '8'"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"seed": 1.5}, r"seed is 1\.5"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; expected a positive number"),
+        ({"balanced": "yes"}, "balanced is 'yes'; expected True or False"),
         ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
         ({"learning_rate": math.inf}, "learning_rate is inf"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
@@ -413,11 +421,41 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
         ({"clip": 0.0}, r"clip is 0\.0"),
         ({"average": 1.0}, r"average is 1\.0"),
         ({"patience": 0}, r"patience is 0"),
+        ({"patience": 1.0}, r"patience is 1\.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(halves, plan, wrong, match):
     with pytest.raises(InputError, match=match):
         fit(plan(), *halves, **{"progress": False} | wrong)
+
+
+def test_validation_patients_without_a_known_outcome_are_refused(halves, plan):
+    train, valid = halves
+    unknown = dict.fromkeys(valid.outcome_kinds)
+    tables = {name: getattr(valid, name) for name in TABLES}
+    nobody = Cohort(valid.outcomes.assign(**unknown), **tables, outcome_kinds=valid.outcome_kinds)
+    with pytest.raises(InputError, match="No validation patient has a known outcome"):
+        fit(plan(), train, nobody, epochs=1, **SHORT)
+
+
+def test_processes_that_were_given_other_data_are_refused(halves, plan, monkeypatch):
+    monkeypatch.setattr(training, "from_main_process", lambda _accelerator, compute: compute() + 1)
+    with pytest.raises(InputError, match="Process 0 was given other data or settings than the first one"):
+        fit(plan(), *halves, epochs=1, **SHORT)
+
+
+def test_on_start_is_called_once_all_was_found_in_order_and_before_anything_is_written(halves, plan, tmp_path):
+    seen = []
+    settings = {"out": tmp_path / "run", "on_start": lambda: seen.append((tmp_path / "run").exists())} | SHORT
+    for wrong in ({"epochs": 0}, {"seed": -1}):
+        with pytest.raises(InputError):
+            fit(plan(), *halves, **settings | {"epochs": 1} | wrong)
+    assert not seen
+    fit(plan(), *halves, epochs=1, **settings)
+    assert seen == [False]
+    with pytest.raises(InputError, match="other data or other settings"):
+        fit(plan(), *halves, epochs=2, **settings)
+    assert seen == [False]
 
 
 def test_patients_in_both_parts_are_refused(patients, halves, plan):

@@ -1,0 +1,65 @@
+"""What `fit` can be told, checked before anything is done with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+from ..datasets.errors import InputError
+
+LARGEST_SEED = 2**32 - 1
+"""What NumPy's and PyTorch's generators both take."""
+
+
+def require_whole(name: str, value: object, *, least: int, most: int | None = None) -> None:
+    """Raise `InputError` unless a setting is a whole number in its range, ends included."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name} is {value!r}; expected a whole number {expected}.")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The arguments of `fit` that tell one training from another; see there.
+
+    Raises:
+        InputError: for the first setting out of its range.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: str
+    weight_decay: float
+    warmup: float
+    clip: float
+    average: float
+    patience: int | None
+    balanced: bool
+    precision: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        require_whole("epochs", self.epochs, least=1)
+        require_whole("batch_size", self.batch_size, least=1)
+        require_whole("seed", self.seed, least=0, most=LARGEST_SEED)
+        if self.patience is not None:
+            require_whole("patience", self.patience, least=1)
+        ranges: dict[str, tuple[Callable[[float], bool], str]] = {
+            "learning_rate": (lambda v: 0 < v < math.inf, "a positive number"),
+            "weight_decay": (lambda v: 0 <= v < math.inf, "a number of 0 or more"),
+            "warmup": (lambda v: 0 <= v <= 1, "a share of the updates, from 0 to 1"),
+            "clip": (lambda v: v > 0, "a positive number"),
+            "average": (lambda v: 0 <= v < 1, "a decay from 0 to below 1"),
+        }
+        for name, (is_right, expected) in ranges.items():
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not is_right(value):
+                raise InputError(f"{name} is {value!r}; expected {expected}.")
+        choices = {"optimizer": ("adamw", "sgd"), "precision": ("fp32", "bf16"), "balanced": (True, False)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}.")
