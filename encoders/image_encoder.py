@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +21,10 @@ from .augmentation import jitter_images
 from .tokens import Tokens, gather_tokens, no_tokens
 
 _SUCH_AS = ", such as resnet18, resnet50, densenet121, efficientnet_b0 or convnext_tiny"
+
+# Arguments of timm.create_model that fetch weights, some of them as pickles, which can run code.
+_WEIGHT_SOURCES = ("checkpoint", "pretrained", "cache", "hf", "url", "file", "state_dict")
+_WORD = re.compile(r"\w*", re.ASCII)
 
 
 class ImageEncoder(nn.Module):
@@ -66,6 +71,11 @@ class ImageEncoder(nn.Module):
         else:
             self.architecture = {"name": self.model, "arguments": {}}
         source = f"local-dir:{folder}" if folder.is_dir() else self.model
+        if self.pretrained and folder.is_dir() and not (folder / "model.safetensors").is_file():
+            raise InputError(
+                f"The folder {folder} has no model.safetensors. Other files of weights can run code when they are "
+                "read: download the model again with its safetensors, or save it with timm's save_for_hf."
+            )
         self._make_layers(source if self.pretrained else None)
 
     def describe(self) -> dict[str, object]:
@@ -118,12 +128,32 @@ class ImageEncoder(nn.Module):
 def _architecture_of_folder(folder: Path) -> dict[str, object]:
     try:
         config = json.loads((folder / "config.json").read_text())
-        return {"name": config["architecture"], "arguments": dict(config.get("model_args", {}))}
+        return {"name": str(config["architecture"]), "arguments": dict(config.get("model_args", {}))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"The folder {folder} has no config.json that names a timm architecture. Give a folder as timm's "
             "save_for_hf or a hub download writes it, or the name of a timm model."
         ) from error
+
+
+def _refuse_unsafe(arguments: Mapping[str, object]) -> None:
+    """Raise `InputError` unless arguments from a file describe layers and nothing else.
+
+    timm passes what it is given to whatever takes it, and one of those is a loader of pickles. So
+    there may only be numbers, truth values, single words (in which no path can be written) and lists
+    of them, under names that ask for no weights.
+    """
+    for name, value in arguments.items():
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        plain = all(
+            part is None or isinstance(part, (bool, int, float)) or (isinstance(part, str) and _WORD.fullmatch(part))
+            for part in parts
+        )
+        if not plain or not _WORD.fullmatch(name) or name.startswith(_WEIGHT_SOURCES):
+            raise InputError(
+                f"The image network's description sets {name!r}, which is no size or choice of its layers. "
+                "Weights come from the model's own file: remove it from model_args, or take the folder from its source."
+            )
 
 
 def _backbone(architecture: Mapping[str, object], weights: str | None, channels: int) -> nn.Module:
@@ -136,6 +166,7 @@ def _backbone(architecture: Mapping[str, object], weights: str | None, channels:
         near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]
         hint = f" Did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"{name!r} is neither a timm model nor a local folder.{hint}")
+    _refuse_unsafe(architecture["arguments"])
     ours = {"in_chans": channels, "num_classes": 0, "global_pool": ""}
     arguments = dict(architecture["arguments"]) | ours
     try:

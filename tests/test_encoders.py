@@ -395,7 +395,7 @@ def refuses(encoder: Encoder, cohort: Cohort, match: str) -> None:
     began = time.perf_counter()
     with pytest.raises(InputError, match=match):
         encoder.build(cohort)
-    assert time.perf_counter() - began < 10
+    assert time.perf_counter() - began < 30
 
 
 def test_a_hub_name_without_a_network_is_refused_at_once(cohort):
@@ -614,8 +614,48 @@ def test_a_folder_whose_arguments_the_network_does_not_know_is_refused(tmp_path,
 def test_pickled_image_weights_cannot_run_code(tmp_path, cohort, name):
     (tmp_path / "config.json").write_text('{"architecture": "test_resnet"}')
     torch.save({"x": Trap(tmp_path / "sprung")}, tmp_path / name)
-    refuses(ImageEncoder(tmp_path, pretrained=True, size=64), cohort, "could not be loaded")
+    refuses(ImageEncoder(tmp_path, pretrained=True, size=64), cohort, "could not be loaded|no model.safetensors")
     assert not (tmp_path / "sprung").exists()
+
+
+UNSAFE = [
+    {"checkpoint_path": "{trap}"},
+    {"checkpoint_path": "trap"},
+    {"pretrained": True},
+    {"pretrained_cfg": {"file": "{trap}"}},
+    {"pretrained_cfg_overlay": {"file": "{trap}"}},
+    {"cache_dir": "trap"},
+    {"act_layer": "torch.nn.ReLU"},
+    {"block_args": {"file": "{trap}"}},
+    {"stem widths": 3},
+]
+
+
+@pytest.mark.parametrize("arguments", UNSAFE, ids=[next(iter(own)) for own in UNSAFE])
+def test_what_a_file_says_of_a_network_cannot_fetch_weights_or_code(tmp_path, cohort, arguments, monkeypatch):
+    torch.save({"x": Trap(tmp_path / "sprung")}, tmp_path / "trap")
+    monkeypatch.chdir(tmp_path)
+    arguments = json.loads(json.dumps(arguments).replace("{trap}", str(tmp_path / "trap")))
+    match = f"description sets {next(iter(arguments))!r}, which is no size or choice"
+    # In a folder of timm, and in what a saved model says of its image network.
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "model_args": arguments}))
+    refuses(ImageEncoder(tmp_path, size=64), cohort, match)
+    encoder = ImageEncoder("test_resnet", size=64)
+    encoder.build(cohort)
+    told = encoder.describe()
+    told["architecture"]["arguments"] = arguments
+    with pytest.raises(InputError, match=match):
+        ImageEncoder("test_resnet", size=64).rebuild(told)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_a_file_says_of_the_layers_of_a_network_is_followed(tmp_path, cohort):
+    arguments = {"act_layer": "gelu", "drop_path_rate": 0.1, "channels": [16, 24, 32, 48], "norm_layer": None}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet", "model_args": arguments}))
+    encoder = ImageEncoder(tmp_path, size=64)
+    encoder.build(cohort)
+    assert encoder.architecture["arguments"] == arguments
+    assert "GELU" in {type(layer).__name__ for layer in encoder.modules()}
 
 
 @pytest.mark.parametrize(
