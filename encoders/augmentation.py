@@ -1,6 +1,7 @@
-"""Changes that leave a radiograph's meaning as it is, drawn anew at every training step.
+"""Changes that leave the meaning of an image, a series or a note as it is, drawn anew at every training step.
 
-No flip, since laterality means something, and no colour: see timm's defaults, which do both.
+Images are not flipped, since laterality means something, and have no colour to vary: see timm's
+defaults, which do both.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+from ..datasets.batch import Labs
 
 # A patient stands a little askew, off centre, nearer or farther; exposure and window vary.
 ROTATION = math.radians(7)
@@ -41,3 +44,33 @@ def jitter_images(pixels: Float[Tensor, "image channel height width"]) -> Float[
     moved = functional.grid_sample(pixels, grid, align_corners=False)
     contrast, brightness = 1 + draw(CONTRAST), draw(BRIGHTNESS)
     return (moved * contrast[:, None, None, None] + brightness[:, None, None, None]).clamp(0, 1)
+
+
+def hide_words(real: Bool[Tensor, "chunk token"], share: float) -> Bool[Tensor, "chunk token"]:
+    """Which tokens are still read when a share of them is hidden; the first of each chunk always is."""
+    seen = torch.rand(real.shape, device=real.device) >= share
+    seen[:, 0] = True
+    return real & seen
+
+
+def drop_measurements(part: Labs, share: float, patients: int) -> Labs:
+    """The measurements that are left when each patient loses a share of them, and their time steps.
+
+    Wards differ in how often they measure: the share of a patient is uniform between 0 and twice
+    `share`. The first measurement always stays, so that nobody's series vanishes.
+
+    Args:
+        part: rows sorted by patient and time step.
+        share: mean over the patients, below 0.5.
+        patients: how many there are in the batch.
+    """
+    own_share = 2 * share * torch.rand(patients, device=part.patient.device)
+    kept = torch.rand(part.patient.shape, device=part.patient.device) >= own_share[part.patient]
+    kept[0] = True
+    kept[1:] |= part.patient[1:] != part.patient[:-1]
+    part = Labs(*(column[kept] for column in part))
+    # A step of which nothing is left does not exist.
+    place = part.patient * (part.step.max() + 1) + part.step
+    number = torch.unique_consecutive(place, return_inverse=True)[1]
+    first = number.new_full((patients,), len(place)).scatter_reduce(0, part.patient, number, "amin")
+    return part._replace(step=number - first[part.patient])

@@ -13,6 +13,7 @@ from ..datasets.batch import Labs
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
+from .augmentation import drop_measurements
 from .tokens import Tokens, no_tokens
 
 
@@ -39,6 +40,8 @@ class LabEncoder(nn.Module):
         width: of the tokens and of the recurrent state.
         layers: recurrent layers.
         dropout: probability that a hidden unit is dropped in training.
+        measurement_dropout: mean share of a patient's measurements that are left out in training, drawn
+            anew at every step.
         rare: a code that fewer training patients than this have is not in the vocabulary.
         resolution: hours that one time step covers.
         steps: time steps a sample at most; the most recent stay.
@@ -55,6 +58,7 @@ class LabEncoder(nn.Module):
         *,
         layers: int = 1,
         dropout: float = 0.2,
+        measurement_dropout: float = 0.1,
         rare: int = 5,
         resolution: float = 1.0,
         steps: int = 256,
@@ -65,7 +69,10 @@ class LabEncoder(nn.Module):
                 f"width is {width}, layers {layers} and dropout {dropout}; expected at least 1, at least 1, "
                 "and 0 to below 1."
             )
+        if not 0 <= measurement_dropout < 0.5:
+            raise InputError(f"measurement_dropout is {measurement_dropout}; expected a share from 0 to below 0.5.")
         self.width, self.layers, self.dropout = width, layers, dropout
+        self.measurement_dropout = measurement_dropout
         self.reader = LabReader(rare=rare, resolution=resolution, steps=steps)
 
     def build(self, cohort: Cohort) -> None:
@@ -73,7 +80,8 @@ class LabEncoder(nn.Module):
         self._make_layers()
 
     def describe(self) -> dict[str, object]:
-        settings = {"width": self.width, "layers": self.layers, "dropout": self.dropout}
+        names = ("width", "layers", "dropout", "measurement_dropout")
+        settings = {name: getattr(self, name) for name in names}
         reader = {"rare": self.reader.rare, "resolution": self.reader.resolution, "steps": self.reader.steps}
         return {"settings": settings | reader, "reader": self.reader.state()}
 
@@ -100,6 +108,9 @@ class LabEncoder(nn.Module):
         # Nobody has a measurement: a GRU never sees length 0.
         if not len(part.patient):
             return no_tokens(patients, self.width, self.gru.weight_hh_l0)
+
+        if self.training and self.measurement_dropout:
+            part = drop_measurements(part, self.measurement_dropout, patients)
 
         # Only patients who have a series are encoded, numbered 0, 1, ... among themselves.
         present, series = torch.unique_consecutive(part.patient, return_inverse=True)

@@ -14,6 +14,7 @@ from ..datasets.batch import Notes
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.note_reader import NoteReader
+from .augmentation import hide_words
 from .tokens import Tokens, gather_tokens, no_tokens
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class NoteEncoder(nn.Module):
         length: tokens a piece at most; the model's own limit, if that is lower.
         overlap: tokens that neighbouring pieces share.
         most: pieces a sample at most; the most recent stay.
+        word_dropout: share of the word pieces that are hidden in training, drawn anew at every step, so
+            that few notes are not learned by heart.
 
     Raises:
         InputError: sizes that do not agree; or, when built, a model or tokenizer that cannot be
@@ -45,8 +48,12 @@ class NoteEncoder(nn.Module):
         length: int = 256,
         overlap: int = 32,
         most: int = 16,
+        word_dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        if not 0 <= word_dropout < 1:
+            raise InputError(f"word_dropout is {word_dropout}; expected a share from 0 to below 1.")
+        self.word_dropout = word_dropout
         named = isinstance(model, (str, Path))
         if not named and model is not None and not hasattr(model, "to_diff_dict"):
             raise InputError(
@@ -115,7 +122,8 @@ class NoteEncoder(nn.Module):
         self.reader.overlap = min(self.overlap, self.reader.length // 4)
 
     def describe(self) -> dict[str, object]:
-        settings = {"length": self.length, "overlap": self.overlap, "most": self.most}
+        names = ("length", "overlap", "most", "word_dropout")
+        settings = {name: getattr(self, name) for name in names}
         config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
         config.pop("_name_or_path", None)
         return {"settings": settings, "model": self.model, "reader": self.reader.state(), "config": config}
@@ -135,6 +143,8 @@ class NoteEncoder(nn.Module):
 
         # Padding is masked by length; the transformer never attends to it.
         real = torch.arange(part.tokens.shape[1], device=part.tokens.device) < part.length[:, None]
+        if self.training and self.word_dropout:
+            real = hide_words(real, self.word_dropout)
         states = self.transformer(input_ids=part.tokens, attention_mask=real.long()).last_hidden_state
 
         # One token a word piece, in reading order, each with the hour of its note.

@@ -30,7 +30,10 @@ class CrossAttentionFusion(nn.Module):
 
     Source: latent queries that cross-attend to a long input follow Perceiver IO (Jaegle et al.,
     ICLR 2022). We differ: a query stands for an outcome, the blocks are pre-norm with
-    cross-attention, self-attention and a perceptron each, and absence is a learned token.
+    cross-attention, self-attention and a perceptron each, and absence is a learned token. What two
+    modalities say together enters as products, as in factorization machines (Rendle, ICDM 2010,
+    equations 1 and 5): few patients are enough to learn a product, and many are needed to learn it
+    from attention and perceptrons alone.
     """
 
     def __init__(
@@ -55,6 +58,9 @@ class CrossAttentionFusion(nn.Module):
         self.entry = TokenEntry(widths, self.width)
         self.queries = nn.Parameter(0.02 * torch.randn(outcomes + self.latents, self.width))
         self.gist = nn.ModuleDict({name: nn.Linear(self.width, self.width) for name in widths})
+        self.factor = nn.ModuleDict({name: nn.Linear(self.width, self.width, bias=False) for name in widths})
+        self.pairs = nn.Linear(self.width, self.width)
+        self.drop = nn.Dropout(self.dropout)
         self.token_norm = nn.LayerNorm(self.width)
         self.blocks = nn.ModuleList([_Block(self.width, self.heads, self.dropout) for _ in range(self.depth)])
 
@@ -68,9 +74,13 @@ class CrossAttentionFusion(nn.Module):
         sequence = self.token_norm(torch.cat([part.values for part in entered.values()], 1))
         mask = torch.cat([part.mask for part in entered.values()], 1)
 
-        # Each query starts from the gist of every modality, and then reads the rest.
-        gist = torch.stack([self.gist[name](part.values[:, 0]) for name, part in entered.items()]).sum(0)
-        state = self.queries + gist[:, None]
+        # Each query starts from the gist of every modality and of every pair, and then reads the rest.
+        gists = {name: self.drop(part.values[:, 0]) for name, part in entered.items()}
+        single = torch.stack([self.gist[name](gist) for name, gist in gists.items()]).sum(0)
+        factors = torch.stack([self.factor[name](gist) for name, gist in gists.items()])
+        # The sum of the products of all pairs, from the square of the sum.
+        together = (factors.sum(0).square() - factors.square().sum(0)) / 2
+        state = self.queries + (single + self.pairs(together))[:, None]
         weights = []
         for block in self.blocks:
             if attention:
