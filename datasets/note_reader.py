@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -17,7 +18,12 @@ from .windows import Window
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
+LONGEST_WORD = 100
+"""Letters that WordPiece takes at most; it calls a longer word unknown, and learning from one takes time
+that grows with the square of its length."""
 _SPECIAL = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}
 
 
@@ -125,6 +131,7 @@ def train_wordpiece(texts: list[str], vocabulary: int) -> Tokenizer:
 
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     special = list(_SPECIAL.values())
+    texts = [_without_long_words(text, normalizer, pre_tokenizer) for text in texts]
     counts = Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
@@ -153,6 +160,14 @@ def train_wordpiece(texts: list[str], vocabulary: int) -> Tokenizer:
     ends = [(_SPECIAL[name], tokenizer.token_to_id(_SPECIAL[name])) for name in ("begin", "end")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer
+
+
+def _without_long_words(text: str, normalizer: Normalizer, pre_tokenizer: PreTokenizer) -> str:
+    """A text without the words that the tokenizer will not look into."""
+    normal = normalizer.normalize_str(text)
+    if not re.search(rf"\S{{{LONGEST_WORD + 1}}}", normal):
+        return text
+    return " ".join(word for word, _ in pre_tokenizer.pre_tokenize_str(normal) if len(word) <= LONGEST_WORD)
 
 
 def load_tokenizer(source: str) -> Tokenizer:
