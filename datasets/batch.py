@@ -70,11 +70,3 @@ class Batch(NamedTuple):
     outcomes: Float[Tensor, "patient outcome"]
     """0/1, class number or value; 0 where unknown."""
     known: Bool[Tensor, "patient outcome"]
-
-    def only(self, modalities: frozenset[str]) -> Batch:
-        """The same batch as if every other modality were lacking."""
-        kept = {
-            name: part if name in modalities else type(part)(*(column[:0] for column in part))
-            for name, part in self.parts.items()
-        }
-        return self._replace(parts=kept)
