@@ -99,6 +99,7 @@ class NoteEncoder(nn.Module):
             num_hidden_layers=2,
             num_attention_heads=4,
             intermediate_size=256,
+            hidden_dropout_prob=0.2,
             max_position_embeddings=max(self.length, 32),
             pad_token_id=0,
         )

@@ -33,7 +33,7 @@ class Settings:
     size: int = 64
     """Side of the images in pixels."""
     width: int = 64
-    epochs: int = 12
+    epochs: int = 18
     batch_size: int = 32
     learning_rate: float = 2e-3
     modality_dropout: float = 0.1
