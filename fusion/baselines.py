@@ -13,6 +13,8 @@ import pandas as pd
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
+from .evaluation import CHOSEN_ON_VALIDATION
+from .metrics import best_threshold
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -111,13 +113,16 @@ def logistic_regression(samples: int, seed: int = 0) -> ClassifierMixin:
 BASELINES = {"gradient boosting": boosting, "logistic regression": logistic_regression}
 
 
-def baseline_risks(kind: str, train: Cohort, test: Cohort, outcome: str, *, seed: int = 0) -> pd.DataFrame:
+def baseline_risks(
+    kind: str, train: Cohort, test: Cohort, outcome: str, *, valid: Cohort | None = None, seed: int = 0
+) -> pd.DataFrame:
     """Risks of a binary outcome from a baseline on summary features of labs and static facts.
 
     Args:
         kind: "gradient boosting" or "logistic regression".
         train, test: cohorts without a common patient.
         outcome: name of a binary outcome.
+        valid: patients on whom its threshold is chosen, as `fit` chooses a model's; None for none.
         seed: of the baseline.
 
     Returns:
@@ -135,8 +140,17 @@ def baseline_risks(kind: str, train: Cohort, test: Cohort, outcome: str, *, seed
         raise InputError("The baselines read labs and static facts, and this cohort has neither.")
     classifier = BASELINES[kind](int(known.sum()), seed)
     classifier.fit(inputs[known].to_numpy(), train.outcomes.loc[known, outcome].to_numpy())
+
+    def predicted(cohort: Cohort) -> np.ndarray:
+        return classifier.predict_proba(features.transform(cohort).to_numpy())[:, 1]
+
     risks = test.outcomes[["subject_id", "prediction_time"]].copy()
     risks["outcome"] = outcome
-    risks["risk"] = classifier.predict_proba(features.transform(test).to_numpy())[:, 1]
+    risks["risk"] = predicted(test)
     risks["status"] = "ok"
+    labels = None if valid is None else valid.outcomes[outcome]
+    if labels is not None and labels.nunique() == 2:
+        known = labels.notna().to_numpy()
+        best = best_threshold(predicted(valid)[known], labels[known].to_numpy())
+        risks.attrs["thresholds"] = {outcome: {"value": best, "chosen": CHOSEN_ON_VALIDATION}}
     return risks

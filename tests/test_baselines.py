@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from chiasm.datasets import Cohort, InputError
 from chiasm.fusion.baselines import BASELINES, SummaryFeatures, baseline_risks
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 DAY = pd.Timestamp("2031-05-17 08:00")
 
@@ -53,6 +53,23 @@ def test_a_baseline_finds_a_plain_signal(kind):
     risks = baseline_risks(kind, train, test, "died")
     assert roc_auc_score(test.outcomes["died"], risks["risk"]) > 0.9
     assert (risks["status"] == "ok").all()
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_baseline_is_called_positive_from_the_threshold_that_is_best_for_validation_patients(kind):
+    train, valid, test = cohort_of(120, seed=1), cohort_of(60, seed=2), cohort_of(60, seed=3)
+    plain = baseline_risks(kind, train, test, "died")
+    assert "thresholds" not in plain.attrs
+    tuned = baseline_risks(kind, train, test, "died", valid=valid)
+    assert tuned.equals(plain)
+    risk = baseline_risks(kind, train, valid, "died")["risk"].to_numpy()
+    scores = {one: f1_score(valid.outcomes["died"], risk >= one) for one in risk}
+    chosen = tuned.attrs["thresholds"]["died"]
+    assert scores[chosen["value"]] == max(scores.values())
+    assert chosen["chosen"] == "maximises F1 on the validation patients"
+    # Validation patients of one class leave nothing to choose by.
+    alive = valid.keep(valid.outcomes["died"].eq(0).to_numpy(), why="alive")
+    assert "thresholds" not in baseline_risks(kind, train, test, "died", valid=alive).attrs
 
 
 def test_a_column_that_is_missing_at_prediction_counts_as_missing():
