@@ -47,7 +47,7 @@ def read_covid(folder: str | Path, *, keep_outcome_text: bool = False) -> Cohort
     One sample is a patient and a day with at least one image; it sees everything up to that day.
 
     - `outcomes`: `icu` (binary) is went_icu, Y or N: intensive care at any point of the illness.
-      Patients of whom it is not known, or whose rows contradict each other, are left out.
+      Blank of patients of whom it is not known, or whose rows contradict each other.
     - `images`: all kinds, CT slices among them; `view` as published.
     - `labs`: temperature (°C), pO2_saturation (%) and pO2 (mmHg; see `PRESSURE_SOURCE`), leukocyte,
       neutrophil and lymphocyte counts (10^9/L), on the day of the row where they stand.
@@ -108,8 +108,7 @@ def read_covid(folder: str | Path, *, keep_outcome_text: bool = False) -> Cohort
     undated = len(table) - len(dated)
     for change in [f"images of unknown day left out: {undated}"] * bool(undated) + changes:
         cohort = cohort.noted(change)
-    known = cohort.outcomes["icu"].notna()
-    return cohort.keep(known.to_numpy(), why="patients of whom went_icu is stated")
+    return cohort
 
 
 def covid_sources(folder: str | Path) -> pd.DataFrame:

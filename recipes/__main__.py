@@ -5,11 +5,31 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
+
+from ..fusion.processes import is_main_process
+
+STOPPED = "Stopped. A run of chiasm train keeps its best weights, and goes on with the same command."
+
+
+class _Commands(TyperGroup):
+    """All commands: --verbose may stand before or after each, and Ctrl-C ends in a line that says what now."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, sorted(args, key=lambda word: word != "--verbose"))
+
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            _fail(error, STOPPED, code=130)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Predict a patient's risk from images, lab series and notes together. Research use; not a medical device.",
     no_args_is_help=True,
     add_completion=False,
@@ -27,7 +47,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe, or path o
 
 def say(text: object = "") -> None:
     """Print, on the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_main_process():
         typer.echo(str(text))
 
 
@@ -35,7 +55,7 @@ def say(text: object = "") -> None:
 def settings(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options before the command."""
+    """Options of all commands."""
     os.environ["CHIASM_VERBOSE"] = "1" if verbose else os.environ.get("CHIASM_VERBOSE", "")
 
 
@@ -87,13 +107,13 @@ def train(
 
     Example: chiasm train icu-mortality --data physionet2012 --out runs/icu --set epochs=20
     """
-    from .cross_validation import cross_validate, is_cross_validated
+    from .cross_validation import cross_validate
     from .recipe import load_recipe
     from .runs import Run
 
     run = Run(load_recipe(recipe, set_), out)
     run.train(data, say=say)
-    if is_cross_validated(run.recipe):
+    if run.recipe.is_cross_validated:
         cross_validate(run, data, say=say)
     say(f"The model is in {run.model_folder}. Next: chiasm evaluate {out} --data {data}")
 
@@ -113,6 +133,8 @@ def evaluate(
     from .runs import open_run
     from .scoring import score_run
 
+    if not is_main_process():
+        return
     score_run(open_run(run, recipe), data, baselines=baselines, resamples=resamples, say=say)
 
 
@@ -131,13 +153,18 @@ def predict(
     """
     from ..fusion import predict as predict_risks
     from .runs import check_risks_path, open_run, read_patients, write_risks
+    from .scoring import all_remarks
 
+    if not is_main_process():
+        return
     check_risks_path(out)
     opened = open_run(run, recipe)
     model = opened.model()
-    risks = predict_risks(model, read_patients(opened.recipe, data))
+    patients = read_patients(opened.recipe, data, model.history_)
+    say(patients.attrition.to_string(index=False))
+    risks = predict_risks(model, patients)
     write_risks(risks, out)
-    for remark in risks.attrs["remarks"]:
+    for remark in all_remarks(patients, risks.attrs["remarks"]):
         say(f"left out: {remark}")
     refused = int((risks["status"] != "ok").sum())
     say(f"{len(risks)} risks in {out}, of which {refused} refused (see the column status).")
@@ -170,10 +197,6 @@ def main() -> None:
         app()
     except InputError as error:
         _fail(error, str(error))
-    except KeyboardInterrupt as error:
-        _fail(
-            error, "Stopped. A run of chiasm train keeps its best weights, and goes on with the same command.", code=130
-        )
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(
@@ -182,7 +205,7 @@ def main() -> None:
         )
 
 
-def _fail(error: BaseException, message: str, code: int = 2) -> None:
+def _fail(error: BaseException, message: str, code: int = 2) -> NoReturn:
     if os.environ.get("CHIASM_VERBOSE"):
         raise error
     typer.echo(f"chiasm: {' '.join(message.split())}", err=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +21,10 @@ if TYPE_CHECKING:
     from ..datasets import Cohort
     from ..fusion import Evaluation, FusionModel
     from ..fusion.evaluation import Difference
+    from ..fusion.state import Fusion
 
-FUSED, CONCATENATION = "fused", "concatenation"
+Say = Callable[[object], None]
+FUSED = "fused"
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,31 @@ class Comparison:
     """Risks and metrics of several models on the same held-out patients."""
 
     outcome: str
-    risks: dict[str, pd.DataFrame]
-    evaluations: dict[str, Evaluation]
+    test: Cohort
+    resamples: int
+    risks: dict[str, pd.DataFrame] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
     """Fused less each other model, on the same resampled patients."""
     seconds: dict[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    """What the fused model's readers left out."""
+
+    def with_model(self, name: str, risks: pd.DataFrame, seconds: float = 0.0) -> Comparison:
+        """The same with one more model; the first is "fused"."""
+        from ..fusion import evaluate, paired_difference
+
+        settings = {"resamples": self.resamples}
+        differences = dict(self.differences)
+        if name != FUSED:
+            differences[name] = paired_difference(self.risks[FUSED], risks, self.test, outcome=self.outcome, **settings)
+        return replace(
+            self,
+            risks=self.risks | {name: risks},
+            evaluations=self.evaluations | {name: evaluate(risks, self.test, **settings)},
+            differences=differences,
+            seconds=self.seconds | {name: seconds},
+        )
 
     @property
     def table(self) -> pd.DataFrame:
@@ -44,7 +69,7 @@ class Comparison:
                     "model": name,
                     "AUROC": evaluation.cell(self.outcome, "AUROC"),
                     "AUPRC": evaluation.cell(self.outcome, "AUPRC"),
-                    "fused less this": "" if gap is None else f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})",
+                    "fused less this": "" if gap is None else _gap(gap),
                 }
             )
         return pd.DataFrame(rows)
@@ -57,15 +82,39 @@ class Comparison:
             return "There is only one modality, so there is nothing to fuse."
         best = max(singles, key=lambda name: self.evaluations[name].value(self.outcome, "AUROC"))
         gap = self.differences[best]
-        interval = f"by {gap.value:+.3f} AUROC (95 % interval {gap.low:+.3f} to {gap.high:+.3f})"
+        found = f"it differs from the best single modality ({best}) by {gap.value:+.3f} AUROC"
+        if np.isnan(gap.low):
+            return f"Whether fusion helped here cannot be told without resamples: {found}, with no interval."
+        found += f" ({100 * gap.level:g} % interval {gap.low:+.3f} to {gap.high:+.3f})"
         if gap.low > 0:
-            return f"Fusion helped here: it differs from the best single modality ({best}) {interval}."
+            return f"Fusion helped here: {found}."
         if gap.high < 0:
-            return f"Fusion hurt here: it differs from the best single modality ({best}) {interval}."
-        return (
-            f"These data do not show that fusion helps: it differs from the best single modality ({best}) "
-            f"{interval}, which includes zero."
-        )
+            return f"Fusion hurt here: {found}."
+        return f"These data do not show that fusion helps: {found}, which includes zero."
+
+
+def _gap(gap: Difference) -> str:
+    """How far fused lies above another model, as a cell of the table."""
+    if np.isnan(gap.value):
+        return "undefined"
+    return f"{gap.value:+.3f}" + ("" if np.isnan(gap.low) else f" ({gap.low:+.3f} to {gap.high:+.3f})")
+
+
+def first_binary(cohort: Cohort) -> str | None:
+    """The outcome that models are compared by and pictures are drawn of: the first binary one."""
+    return next((name for name, kind in cohort.outcome_kinds.items() if kind == "binary"), None)
+
+
+def require_binary(cohort: Cohort) -> str:
+    """The first binary outcome.
+
+    Raises:
+        InputError: there is none.
+    """
+    outcome = first_binary(cohort)
+    if outcome is None:
+        raise InputError("Models are compared by AUROC, and this cohort has no binary outcome.")
+    return outcome
 
 
 def variants(recipe: Recipe, train: Cohort, *, pairs: bool) -> dict[str, FusionModel]:
@@ -79,7 +128,7 @@ def variants(recipe: Recipe, train: Cohort, *, pairs: bool) -> dict[str, FusionM
     Returns:
         Models that are not trained yet, by name; the recipe's own is "fused".
     """
-    from ..fusion import ConcatenationFusion
+    from ..fusion.model import FUSIONS
 
     whole = recipe.model(train)
     names = whole.modalities
@@ -89,13 +138,19 @@ def variants(recipe: Recipe, train: Cohort, *, pairs: bool) -> dict[str, FusionM
     for size in sizes:
         for chosen in combinations(names, size):
             models[" + ".join(chosen) + (" alone" if size == 1 else "")] = restricted(recipe.model(train), chosen)
-    if len(names) > 1:
-        plain = ConcatenationFusion(whole.fusion.width)
-        models[CONCATENATION] = restricted(recipe.model(train), names, fusion=plain)
+    for name, head in FUSIONS.items() if len(names) > 1 else ():
+        if type(whole.fusion) is not head:
+            models[name] = restricted(recipe.model(train), names, fusion=_like(head, whole.fusion))
     return models
 
 
-def restricted(model: FusionModel, modalities: Sequence[str], *, fusion: object = None) -> FusionModel:
+def _like(head: type[Fusion], own: Fusion) -> Fusion:
+    """Another head with what it has in common with the recipe's own, so that heads are compared and not sizes."""
+    known = inspect.signature(head).parameters
+    return head(**{name: value for name, value in own.describe().items() if name in known})
+
+
+def restricted(model: FusionModel, modalities: Sequence[str], *, fusion: Fusion | None = None) -> FusionModel:
     """An untrained model with only some of its encoders, or with another fusion head.
 
     Raises:
@@ -121,7 +176,7 @@ def compare(
     models: Mapping[str, FusionModel],
     *,
     resamples: int = 1000,
-    say: object = print,
+    say: Say = print,
 ) -> Comparison:
     """Train every model on the same patients and evaluate it on the same held-out ones.
 
@@ -136,50 +191,76 @@ def compare(
         say: called with a line of text as each model is done.
 
     Raises:
-        InputError: the first outcome is not binary.
+        InputError: no outcome is binary.
     """
-    import time
+    comparison = Comparison(require_binary(parts[0]), parts[2], resamples)
+    for name, risks, seconds in _trained_risks(recipe, parts, models, comparison.outcome):
+        comparison = comparison.with_model(name, risks, seconds)
+        auroc = comparison.evaluations[name].cell(comparison.outcome, "AUROC")
+        say(f"  {name:<24} AUROC {auroc}  {seconds:.0f} s")
+    return replace(comparison, remarks=tuple(comparison.risks[FUSED].attrs["remarks"]))
 
-    from ..fusion import evaluate, fit, paired_difference
+
+def compare_by_folds(recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: int, say: Say) -> Comparison:
+    """The same where patients are few: each is predicted by models of the folds that never saw the patient.
+
+    Args:
+        recipe: with a setting `folds`.
+        cohort: as the recipe reads it.
+        pairs: whether to train pairs of modalities too.
+        resamples: of patients, for the intervals.
+        say: called with a line of text as each fold is done.
+
+    Raises:
+        InputError: no outcome is binary, or fewer patients than folds.
+    """
+    comparison = Comparison(require_binary(cohort), cohort, resamples)
+    risks: dict[str, list[pd.DataFrame]] = {}
+    seconds: dict[str, float] = {}
+    remarks: list[str] = []
+    folds = recipe.settings.folds
+    for number, (rest, fold) in enumerate(cohort.folds(folds, seed=recipe.settings.seed), 1):
+        models = variants(recipe, rest, pairs=pairs)
+        for name, own, took in _trained_risks(recipe, (rest, None, fold), models, comparison.outcome):
+            risks.setdefault(name, []).append(own)
+            seconds[name] = seconds.get(name, 0.0) + took
+        remarks += [f"fold {number}: {remark}" for remark in risks[FUSED][-1].attrs["remarks"]]
+        say(f"  fold {number} of {folds}: {len(risks)} models trained on {rest.subjects} patients")
+    for name, own in risks.items():
+        comparison = comparison.with_model(name, pd.concat(own, ignore_index=True), seconds[name])
+    return replace(comparison, remarks=tuple(remarks))
+
+
+def _trained_risks(
+    recipe: Recipe,
+    parts: tuple[Cohort, Cohort | None, Cohort],
+    models: Mapping[str, FusionModel],
+    outcome: str,
+) -> Iterator[tuple[str, pd.DataFrame, float]]:
+    """Name, risks of the held-out patients and seconds of each model and of the baselines, trained here."""
+    from ..fusion import fit
     from ..fusion.baselines import BASELINES, baseline_risks
 
     train, valid, test = parts
-    outcome = next((name for name, kind in train.outcome_kinds.items() if kind == "binary"), None)
-    if outcome is None:
-        raise InputError("Models are compared by AUROC, and this cohort has no binary outcome.")
-    risks: dict[str, pd.DataFrame] = {}
-    evaluations: dict[str, Evaluation] = {}
-    seconds: dict[str, float] = {}
     for name, model in models.items():
         began = time.perf_counter()
         fit(model, train, valid, **recipe.training())
-        risks[name] = unrefused_risks(model, test)
-        seconds[name] = time.perf_counter() - began
-        evaluations[name] = evaluate(risks[name], test, resamples=resamples)
-        say(f"  {name:<24} AUROC {evaluations[name].cell(outcome, 'AUROC')}  {seconds[name]:.0f} s")
+        risks = unrefused_risks(model, test)
+        yield name, risks, time.perf_counter() - began
     if train.labs is not None or train.static is not None:
         for name in BASELINES:
             began = time.perf_counter()
-            risks[name] = baseline_risks(name, train, test, outcome)
-            seconds[name] = time.perf_counter() - began
-            evaluations[name] = evaluate(risks[name], test, resamples=resamples)
-            say(f"  {name:<24} AUROC {evaluations[name].cell(outcome, 'AUROC')}  {seconds[name]:.0f} s")
-    differences = {
-        name: paired_difference(risks[FUSED], own, test, outcome=outcome, resamples=resamples)
-        for name, own in risks.items()
-        if name != FUSED
-    }
-    return Comparison(outcome, risks, evaluations, differences, seconds)
+            risks = baseline_risks(name, train, test, outcome, valid=valid)
+            yield name, risks, time.perf_counter() - began
 
 
 def unrefused_risks(model: FusionModel, cohort: Cohort) -> pd.DataFrame:
     """Risks for all samples, also where `predict` would refuse one because nothing is known."""
-    from ..datasets.prepared import prepare
     from ..fusion import predict
     from ..fusion.inference import NOTHING_KNOWN, infer
 
     risks = predict(model, cohort)
-    values = infer(model, prepare(cohort, model.readers)).ravel()
+    values = infer(model, model.read(cohort)).ravel()
     unknown = (risks["status"] == NOTHING_KNOWN).to_numpy() & np.isfinite(values)
     risks.loc[unknown, "risk"], risks.loc[unknown, "status"] = values[unknown], "ok"
     return risks
@@ -187,16 +268,14 @@ def unrefused_risks(model: FusionModel, cohort: Cohort) -> pd.DataFrame:
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """Write the table as `comparison.csv` and what lies behind it as `comparison.json`."""
-    import json
-
     from ..fusion.artifact import write_whole
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "comparison.csv", comparison.table.to_csv(index=False))
     detail = {
         "outcome": comparison.outcome,
         "verdict": comparison.verdict,
         "evaluations": {name: own.to_dict() for name, own in comparison.evaluations.items()},
         "seconds": comparison.seconds,
+        "remarks": list(comparison.remarks),
     }
     write_whole(folder / "comparison.json", json.dumps(detail, indent=2) + "\n")

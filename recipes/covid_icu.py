@@ -58,7 +58,13 @@ class Settings:
 
 
 def read(data: Path, settings: Settings) -> Cohort:
-    """The first day with an image of every patient whose outcome is stated."""
+    """Of all patients, those whose outcome is stated."""
+    cohort = patients(data, settings)
+    return cohort.keep(cohort.outcomes["icu"].notna().to_numpy(), why="patients of whom went_icu is stated")
+
+
+def patients(data: Path, settings: Settings) -> Cohort:
+    """The first day with an image of every patient."""
     cohort = read_covid(data, keep_outcome_text=settings.keep_outcome_text)
     # Later images were often taken in intensive care: they show it rather than foretell it.
     later = cohort.outcomes["subject_id"].duplicated().to_numpy()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ..datasets.errors import InputError
+from ..datasets.files import read_table
+from .comparison import require_binary
 from .recipe import Recipe
 from .runs import Run, write_risks
 
@@ -16,15 +21,15 @@ if TYPE_CHECKING:
     from ..datasets import Cohort
 
 
-def is_cross_validated(recipe: Recipe) -> bool:
-    """Whether the recipe says what its cross-validation is repeated with."""
-    return hasattr(recipe.module, "VARIANTS")
+_THRESHOLD = {"value": 0.5, "chosen": "the default; a fold leaves no validation patients to choose one on"}
+_COLUMNS = ("subject_id", "prediction_time", "outcome", "risk", "status")
 
 
 def cross_validate(run: Run, data: Path, *, say: Callable[[object], None]) -> None:
     """Train every variant on every fold, and keep the risks of the fold's patients.
 
-    A fold whose risks are there already is not trained again, so that a stopped run goes on.
+    A fold whose risks are there already, for the same data and settings, is not trained again, so
+    that a stopped run goes on.
 
     Args:
         run: of a recipe with `VARIANTS`, and with `folds` and `repeats` in its settings.
@@ -32,30 +37,72 @@ def cross_validate(run: Run, data: Path, *, say: Callable[[object], None]) -> No
         say: prints a line.
     """
     from ..fusion import fit, predict
+    from ..fusion.processes import is_main_process
 
     for name, recipe in _variants(run.recipe).items():
         cohort = recipe.read(data)
+        paths = _fold_paths(run, name, recipe, cohort)
         for repeat in range(recipe.settings.repeats):
             folds = cohort.folds(recipe.settings.folds, seed=recipe.settings.seed + repeat)
             for number, (rest, fold) in enumerate(folds):
-                path = _fold_path(run, name, repeat, number)
+                path = paths[repeat, number]
                 if path.is_file():
                     continue
                 # Too few patients for a validation part that means something: a fixed number of epochs.
                 model = recipe.model(rest)
-                fit(model, rest, None, **recipe.training(), progress=False)
-                write_risks(predict(model, fold), path)
+                fit(model, rest, None, **recipe.training() | {"progress": False})
+                if is_main_process():
+                    write_risks(predict(model, fold), path)
             say(f"cross-validation {name}: repeat {repeat + 1} of {recipe.settings.repeats} done")
 
 
-def out_of_fold_risks(run: Run, name: str) -> pd.DataFrame:
-    """The risk of every sample of one variant, mean over repeats, each by models that never saw the patient."""
-    settings = run.recipe.settings
-    paths = [_fold_path(run, name, r, k) for r in range(settings.repeats) for k in range(settings.folds)]
-    table = pd.concat([pd.read_csv(path, dtype={"subject_id": "str"}) for path in paths], ignore_index=True)
-    keys = ["subject_id", "prediction_time", "outcome"]
-    assert (table.groupby(keys).size() == settings.repeats).all(), "each repeat predicts each sample once"
-    return table.groupby(keys, as_index=False).agg({"risk": "mean", "status": "first"})
+def out_of_fold_risks(run: Run, name: str, recipe: Recipe, cohort: Cohort) -> pd.DataFrame:
+    """The risk of every sample by one variant, mean over repeats, each by models that never saw the patient.
+
+    Args:
+        run: where the folds were kept.
+        name: of the variant.
+        recipe: with the variant's settings.
+        cohort: as the recipe reads it.
+
+    Raises:
+        InputError: folds of these data and settings are not there, or are damaged.
+    """
+    paths = list(_fold_paths(run, name, recipe, cohort).values())
+    missing = sum(not path.is_file() for path in paths)
+    if missing:
+        raise InputError(
+            f"The run is not finished: of the {len(paths)} folds {name}, {missing} are not there for these data and "
+            "settings. Run chiasm train again with the same --data and --out."
+        )
+    table = pd.concat([_read_fold(path) for path in paths], ignore_index=True)
+    by_sample = table.groupby(["subject_id", "prediction_time", "outcome"])
+    wanted = len(cohort) * sum(len(kind.columns(outcome)) for outcome, kind in cohort.outcome_kinds.items())
+    if len(by_sample) != wanted or (by_sample.size() != recipe.settings.repeats).any():
+        raise InputError(
+            f"The folds in {paths[0].parent} do not predict each sample once a repeat. Remove them, and run chiasm "
+            "train again."
+        )
+    # What one repeat refused is refused.
+    risks = by_sample["risk"].mean(skipna=False).to_frame()
+    risks["status"] = by_sample["status"].agg(lambda own: next((word for word in own if word != "ok"), "ok"))
+    risks = risks.reset_index()
+    risks.attrs["thresholds"] = _default_thresholds(cohort)
+    return risks
+
+
+def _read_fold(path: Path) -> pd.DataFrame:
+    table = read_table(path)
+    if list(table.columns) == list(_COLUMNS):
+        table = table.assign(risk=pd.to_numeric(table["risk"], errors="coerce"))
+        refused = table["risk"].isna() & (table["status"] != "ok")
+        if table.drop(columns="risk").notna().all(axis=None) and (table["risk"].notna() | refused).all():
+            return table
+    raise InputError(f"{path} is damaged. Remove it, and run chiasm train again.")
+
+
+def _default_thresholds(cohort: Cohort) -> dict[str, dict[str, object]]:
+    return {name: _THRESHOLD for name, kind in cohort.outcome_kinds.items() if kind == "binary"}
 
 
 def confounder_risks(told: pd.Series, cohort: Cohort, outcome: str, folds: int, seed: int) -> pd.DataFrame:
@@ -82,7 +129,9 @@ def confounder_risks(told: pd.Series, cohort: Cohort, outcome: str, folds: int, 
         classifier.fit(inputs[0], rest.outcomes[outcome])
         risk = classifier.predict_proba(inputs[1])[:, 1]
         parts.append(fold.outcomes[["subject_id", "prediction_time"]].assign(outcome=outcome, risk=risk, status="ok"))
-    return pd.concat(parts, ignore_index=True)
+    risks = pd.concat(parts, ignore_index=True)
+    risks.attrs["thresholds"] = _default_thresholds(cohort)
+    return risks
 
 
 def _variants(recipe: Recipe) -> Mapping[str, Recipe]:
@@ -92,35 +141,55 @@ def _variants(recipe: Recipe) -> Mapping[str, Recipe]:
     }
 
 
-def _fold_path(run: Run, name: str, repeat: int, number: int) -> Path:
-    return run.folder / "folds" / f"{name.replace(' ', '-')}-{repeat}-{number}.csv"
+def _fold_paths(run: Run, name: str, recipe: Recipe, cohort: Cohort) -> dict[tuple[int, int], Path]:
+    """Where the risks of each repeat and fold lie; the folder's name tells data and settings apart."""
+    folder = run.folder / "folds" / f"{name.replace(' ', '-')}-{_fingerprint(recipe, cohort)}"
+    settings = recipe.settings
+    return {(r, k): folder / f"{r}-{k}.csv" for r in range(settings.repeats) for k in range(settings.folds)}
 
 
-def score_cross_validation(
-    run: Run, data: Path, *, resamples: int, say: Callable[[object], None]
-) -> dict[str, pd.DataFrame]:
-    """Print the metrics of every variant and of the confounders; returns the risks by name.
+def _fingerprint(recipe: Recipe, cohort: Cohort) -> str:
+    """What must be equal for the risks of a fold to be kept: the settings, and all that is known of all patients."""
+    digest = hashlib.sha256(json.dumps([recipe.name, recipe.stated_settings, cohort.history]).encode())
+    for name in ("outcomes", *cohort.modalities):
+        # Files are told by what is in them, so that the data may be moved.
+        table = getattr(cohort, name).drop(columns="path", errors="ignore")
+        digest.update(repr([name, *table.columns]).encode())
+        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    for path in () if cohort.images is None else cohort.images["path"]:
+        digest.update(_content(path))
+    return digest.hexdigest()[:16]
+
+
+def _content(path: str) -> bytes:
+    if not Path(path).is_file():
+        return path.encode()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def cross_validated_risks(run: Run, data: Path) -> tuple[dict[str, pd.DataFrame], Cohort]:
+    """The risks of every variant and of the confounders by name, and the patients they are of.
 
     Args:
         run: a run whose folds are done.
         data: the recipe's data.
-        resamples: of patients, for the intervals.
-        say: prints a line.
-    """
-    from ..fusion import evaluate
 
+    Raises:
+        InputError: folds are missing or damaged, or the first outcome is not binary.
+    """
     cohort = run.recipe.read(data)
-    outcome = next(iter(cohort.outcome_kinds))
+    outcome = require_binary(cohort)
     settings = run.recipe.settings
-    risks = {name: out_of_fold_risks(run, name) for name in run.recipe.module.VARIANTS}
+    risks = {
+        name: out_of_fold_risks(run, name, recipe, recipe.read(data)) for name, recipe in _variants(run.recipe).items()
+    }
     for name, told in run.recipe.module.sources(data, cohort).items():
         risks[f"{name} alone"] = confounder_risks(told, cohort, outcome, settings.folds, settings.seed)
-    say(f"{cohort.subjects} patients, each predicted by models that never saw the patient:")
-    for name, own in risks.items():
-        evaluation = evaluate(own, cohort, resamples=resamples)
-        say(f"  {name:<16} AUROC {evaluation.cell(outcome, 'AUROC')}  AUPRC {evaluation.cell(outcome, 'AUPRC')}")
-    say(
-        "What is named alone should not predict the outcome. Where it does as well as the model, the model may have "
-        "learned the source of the data, and the score says nothing of another hospital."
-    )
-    return risks
+    return risks, cohort
+
+
+NOTICE = (
+    "What is named alone should not predict the outcome. Where it does as well as the model, the model may have "
+    "learned the source of the data, and the score says nothing of another hospital."
+)

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 from .comparison import FUSED, Comparison, compare, variants, write_comparison
 from .recipe import load_recipe
+from .scoring import all_remarks, curves
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..datasets import Cohort
     from ..datasets.truth import Truth
     from ..fusion import FusionModel
     from ..fusion.report import Contributions
+
+REACHABLE = "best reachable"
 
 
 def demonstrate(
@@ -29,12 +34,16 @@ def demonstrate(
         resamples: of patients, for the intervals.
         say: prints a line.
     """
-    from ..datasets.synthetic import write_hospital
+    from ..datasets.synthetic import draw_truth, write_hospital
+    from ..fusion.processes import is_main_process, wait_for_everyone
 
     began = time.perf_counter()
     recipe = load_recipe("demo", assignments)
     say(f"1. A synthetic hospital of {patients} patients: {out / 'hospital'}")
-    truth = write_hospital(out / "hospital", patients=patients, seed=recipe.settings.seed)
+    truth = draw_truth(patients, seed=recipe.settings.seed)
+    if is_main_process():
+        write_hospital(out / "hospital", patients=patients, seed=recipe.settings.seed)
+    wait_for_everyone()
     cohort = recipe.read(out / "hospital")
     say(cohort.attrition.to_string(index=False))
 
@@ -42,28 +51,38 @@ def demonstrate(
     parts = recipe.divide(cohort)
     models = variants(recipe, parts[0], pairs=False)
     comparison = compare(recipe, parts, models, resamples=resamples, say=say)
+    test = parts[2]
+    comparison = comparison.with_model(REACHABLE, _ideal_risks(truth, test, comparison.outcome))
+    if not is_main_process():
+        return comparison
     models[FUSED].save(out / "model")
     write_comparison(comparison, out)
 
-    test = parts[2]
-    reachable = truth.auroc(subject_ids=test.outcomes["subject_id"])
-    say(f"\n3. On {len(test)} held-out patients")
+    say(f"\n3. On {len(test)} held-out patients; {REACHABLE}: by an ideal reader of what these patients have")
     say(comparison.table.to_string(index=False))
-    say(f"best reachable AUROC, by an ideal reader of what these patients have: {reachable:.3f}")
     say(comparison.verdict)
+    for remark in all_remarks(test, comparison.remarks):
+        say(f"left out: {remark}")
 
     shown = explained_patient(models[FUSED], test, comparison.outcome)
     say(f"\n4. {shown.patient}: risk {shown.risk:.2f}, where the baseline is {shown.baseline:.2f}")
     for name, value in shown.values.items():
         say(f"   {name:<8} {value:+.3f}")
 
-    _report(out, comparison, test, truth, shown, resamples)
+    _report(out, comparison, shown)
     say("\n5. Where everything lies")
     for name, what in (("hospital", "the data"), ("model", "the fused model"), ("comparison.csv", "the table above")):
         say(f"   {out / name}: {what}")
     say(f"   {out / 'report.html'}: the report; open it in a browser")
     say(f"done in {time.perf_counter() - began:.0f} s")
     return comparison
+
+
+def _ideal_risks(truth: Truth, test: Cohort, outcome: str) -> pd.DataFrame:
+    """What an ideal reader of the same files would predict, as `predict` gives it."""
+    reachable = truth.table.set_index("subject_id")["reachable_risk"]
+    keys = test.outcomes[["subject_id", "prediction_time"]]
+    return keys.assign(outcome=outcome, risk=keys["subject_id"].map(reachable), status="ok")
 
 
 def explained_patient(model: FusionModel, test: Cohort, outcome: str) -> Contributions:
@@ -88,30 +107,23 @@ def explained_patient(model: FusionModel, test: Cohort, outcome: str) -> Contrib
     )
 
 
-def _report(
-    out: Path, comparison: Comparison, test: Cohort, truth: Truth, shown: Contributions, resamples: int
-) -> None:
-    from ..fusion import evaluate
+def _report(out: Path, comparison: Comparison, shown: Contributions) -> None:
     from ..fusion.report import Report, write_report
-    from .scoring import curves
 
-    ideal = test.outcomes[["subject_id", "prediction_time"]].assign(outcome=comparison.outcome, status="ok")
-    ideal["risk"] = ideal["subject_id"].map(truth.table.set_index("subject_id")["reachable_risk"])
-    reachable = truth.auroc(subject_ids=test.outcomes["subject_id"])
-    evaluations = comparison.evaluations | {"best reachable": evaluate(ideal, test, resamples=resamples)}
-    risks = comparison.risks | {"best reachable": ideal}
+    test = comparison.test
+    reachable = comparison.evaluations[REACHABLE].value(comparison.outcome, "AUROC")
+    drawn = {name: comparison.risks[name] for name in (FUSED, REACHABLE)}
     report = Report(
         title="A synthetic hospital",
-        evaluations=evaluations,
+        evaluations=comparison.evaluations,
         summary=f"{comparison.verdict} An ideal reader of the same inputs would reach AUROC {reachable:.3f}.",
         synthetic=True,
         facts={"patients held out": str(test.subjects)},
-        differences={f"fused less {name}": gap for name, gap in comparison.differences.items()},
-        curves=curves(
-            {name: risks[name] for name in (FUSED, "best reachable") if name in risks}, test, comparison.outcome
-        ),
+        differences={f"{FUSED} less {name}": gap for name, gap in comparison.differences.items()},
+        curves=curves(drawn, test, comparison.outcome),
         curves_outcome=comparison.outcome,
         attrition=test.attrition,
+        remarks=all_remarks(test, comparison.remarks),
         contributions=shown,
     )
     write_report(report, out / "report.html")

@@ -62,6 +62,11 @@ def read(data: Path, settings: Settings) -> Cohort:
     return cohort.with_splits(pd.concat([_division(data, letter, settings) for letter in sets]))
 
 
+def patients(data: Path, settings: Settings) -> Cohort:
+    """Every stay of every set that the folder has."""
+    return read_physionet2012(data, sets=sets_in(data) or settings.test_sets)
+
+
 def _division(data: Path, letter: str, settings: Settings) -> pd.DataFrame:
     """MEDS's word for each stay of one set: some of the training stays are for tuning."""
     stays = np.sort(stays_of(data, letter))

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..datasets.errors import InputError
+from ..fusion.settings import LARGEST_SEED, require_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 BUILT_IN = {"demo": "demo", "icu-mortality": "icu_mortality", "covid-icu": "covid_icu"}
 _PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
+"""What a recipe has. It may also have `patients`, where not all to predict for are among those it is
+trained and evaluated on; and, where patients are few, `VARIANTS` and `sources`, which are scored by
+cross-validation with the settings `folds` and `repeats`."""
+_WHOLE = {"seed": {"least": 0, "most": LARGEST_SEED}, "folds": {"least": 2}, "repeats": {"least": 1}}
+"""Settings that are counted with before `fit` sees any, by name, and what they must be in any recipe."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,17 @@ class Recipe:
     settings: object
 
     def read(self, data: Path) -> Cohort:
-        """Whose risk, when, from what."""
+        """Whose risk, when, from what: those whose outcome can be learned from or held against a risk."""
         return self.module.read(data, self.settings)
+
+    def patients(self, data: Path) -> Cohort:
+        """Whom to predict for: all that the data have, whether or not their outcome is known."""
+        return getattr(self.module, "patients", self.module.read)(data, self.settings)
+
+    @property
+    def is_cross_validated(self) -> bool:
+        """Whether the recipe says what its cross-validation is repeated with."""
+        return hasattr(self.module, "VARIANTS")
 
     def divide(self, cohort: Cohort) -> tuple[Cohort, Cohort, Cohort]:
         """Training, validation and held-out patients."""
@@ -87,7 +102,15 @@ def load_recipe(name: str, assignments: Sequence[str] = (), stated: Mapping[str,
         raise InputError(f"The recipe {name} has no setting {strange[0]}; it has {', '.join(sorted(known))}.")
     # What a file keeps as a list is a tuple in the settings.
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Recipe(name, module, module.Settings(**values))
+    settings = module.Settings(**values)
+    for own in known & set(_WHOLE):
+        require_whole(own, getattr(settings, own), **_WHOLE[own])
+    recipe = Recipe(name, module, settings)
+    if recipe.is_cross_validated and not (hasattr(module, "sources") and {"folds", "repeats"} <= known):
+        raise InputError(
+            f"The recipe {name} has VARIANTS, so it also needs sources, and the settings folds and repeats."
+        )
+    return recipe
 
 
 def _module(name: str) -> ModuleType:

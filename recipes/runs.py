@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..fusion import FusionModel, History
 
 _RUN = "run.json"
+_BEGUN = ("model", "checkpoint", ".checkpoint-retired")
+"""What a run has after its first epoch; the last stands there after a kill at a bad moment."""
+_TOLD = {"schema": int, "recipe": str, "settings": dict, "salt": str, "trained_on": list}
 _TOLD_VERSIONS = ("chiasm", "torch", "timm", "transformers", "accelerate", "pandas", "scikit-learn", "pydicom")
 
 
@@ -50,14 +53,21 @@ class Run:
         """
         from ..fusion import fit
 
-        self._refuse_other_run()
+        earlier = self._earlier_run()
         cohort = self.recipe.read(data)
         say(cohort.attrition.to_string(index=False))
         train, valid, test = self.recipe.divide(cohort)
         say(f"train {len(train)}, valid {len(valid)}, held out {len(test)} samples")
+        if earlier and _pseudonyms((train, valid), earlier["salt"]) != earlier["trained_on"]:
+            raise InputError(
+                f"{self.folder} holds a run that was trained on other patients. Give another --out, or the data of "
+                "that run to go on with it."
+            )
         model = self.recipe.model(train)
-        self._write(cohort, {"train": train, "valid": valid, "held out": test})
-        history = fit(model, train, valid, out=self.folder, **self.recipe.training())
+        # Nothing is written before the data and the settings were found to be in order.
+        parts = {"train": train, "valid": valid, "held out": test}
+        on_start = None if earlier else lambda: self._write(cohort, parts)
+        history = fit(model, train, valid, out=self.folder, on_start=on_start, **self.recipe.training())
         for remark in history.remarks:
             say(f"left out: {remark}")
         done = history.epochs[history.best_epoch - 1]
@@ -88,21 +98,27 @@ class Run:
                 "the run. Give the data that it was trained on."
             )
 
-    def _refuse_other_run(self) -> None:
-        stated = self.folder / _RUN
-        if stated.is_file() and not (self.folder / "checkpoint").exists():
-            # It failed before its first epoch was done: there is nothing to go on with.
-            return
-        if stated.is_file():
-            earlier = _read_run(self.folder)
-            mine = json.loads(json.dumps(self.recipe.stated_settings))
-            if earlier["recipe"] != self.recipe.name or earlier["settings"] != mine:
-                raise InputError(
-                    f"{self.folder} holds a run of {earlier['recipe']} with other settings. "
-                    "Give another --out, or the same recipe and settings to go on with it."
-                )
-        elif self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
+    def _earlier_run(self) -> dict | None:
+        """What a run into the same folder told of itself; None where there is nothing to go on with.
+
+        Raises:
+            InputError: the folder holds something else, or a run of another recipe or other settings.
+        """
+        if not (self.folder / _RUN).is_file():
+            if self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
+                raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
+            return None
+        if not any((self.folder / name).exists() for name in _BEGUN):
+            # It ended before its first epoch was done.
+            return None
+        earlier = _read_run(self.folder)
+        mine = json.loads(json.dumps(self.recipe.stated_settings))
+        if earlier["recipe"] != self.recipe.name or earlier["settings"] != mine:
+            raise InputError(
+                f"{self.folder} holds a run of {earlier['recipe']} with other settings. "
+                "Give another --out, or the same recipe and settings to go on with it."
+            )
+        return earlier
 
     def _write(self, cohort: Cohort, parts: dict[str, Cohort]) -> None:
         from ..fusion.artifact import write_whole
@@ -153,25 +169,32 @@ def _read_run(folder: Path) -> dict:
         raise InputError(f"{folder} is no run: it has no {_RUN}. Give a folder that chiasm train wrote.")
     try:
         told = json.loads(path.read_text())
-        schema, _, _ = told["schema"], told["recipe"], told["settings"]
+        whole = all(isinstance(told[name], kind) for name, kind in _TOLD.items())
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged. Take it from a backup, or train again.") from error
-    if schema != 1:
-        raise InputError(f"{folder} has the schema {schema}, and this version of chiasm reads 1. Train again.")
+    if not whole:
+        raise InputError(f"{path} is damaged. Take it from a backup, or train again.")
+    if told["schema"] != 1:
+        raise InputError(f"{folder} has the schema {told['schema']}, and this version of chiasm reads 1. Train again.")
     return told
 
 
-def read_patients(recipe: Recipe, data: Path) -> Cohort:
+def read_patients(recipe: Recipe, data: Path, history: float | None) -> Cohort:
     """Patients to predict for: in the recipe's own layout, or as five tables or MEDS.
 
     Tables may come without outcome columns, as they do for patients of today.
+
+    Args:
+        recipe: the recipe.
+        data: the folder.
+        history: hours back that the model looks; None for all.
     """
     from ..datasets import Cohort
 
     meds = (data / "data").is_dir() and (data / "metadata").is_dir()
     if meds or find_table(data, "outcomes"):
-        return Cohort.read(data, history=getattr(recipe.settings, "history", None))
-    return recipe.read(data)
+        return Cohort.read(data, history=history)
+    return recipe.patients(data)
 
 
 def check_risks_path(path: Path) -> None:

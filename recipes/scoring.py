@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from .comparison import FUSED, Comparison, compare, variants, write_comparison
-from .cross_validation import is_cross_validated, score_cross_validation
+from .comparison import (
+    FUSED,
+    Comparison,
+    Say,
+    compare,
+    compare_by_folds,
+    first_binary,
+    variants,
+    write_comparison,
+)
+from .cross_validation import NOTICE, cross_validated_risks
 from .recipe import Recipe
 from .runs import Run
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
-
-Say = Callable[[object], None]
 
 
 def score_run(run: Run, data: Path, *, baselines: bool, resamples: int, say: Say) -> None:
@@ -33,74 +41,87 @@ def score_run(run: Run, data: Path, *, baselines: bool, resamples: int, say: Say
     from ..fusion import evaluate, paired_difference
     from ..fusion.report import Report, write_report
 
-    if is_cross_validated(run.recipe):
-        risks = score_cross_validation(run, data, resamples=resamples, say=say)
-        test = run.recipe.read(data)
-        outcome = first_binary(test)
+    notice = ""
+    if run.recipe.is_cross_validated:
+        risks, test = cross_validated_risks(run, data)
+        notice = f"{test.subjects} patients, each predicted by models that never saw the patient. {NOTICE}"
     else:
-        risks, test, outcome = _held_out_risks(run, data, baselines=baselines)
+        risks, test = _held_out_risks(run, data, baselines=baselines)
+    outcome = first_binary(test)
     first = next(iter(risks))
     evaluations = {name: evaluate(own, test, resamples=resamples) for name, own in risks.items()}
-    for remark in risks[first].attrs.get("remarks", ()):
+    remarks = all_remarks(test, risks[first].attrs.get("remarks", ()))
+    for remark in remarks:
         say(f"left out: {remark}")
+    say(f"{first}:")
     say(evaluations[first])
     differences = {}
-    for name, own in risks.items():
-        if name == first:
-            continue
-        say(
-            f"\n{name}: AUROC {evaluations[name].cell(outcome, 'AUROC')}, "
-            f"AUPRC {evaluations[name].cell(outcome, 'AUPRC')}"
-        )
-        differences[f"{first} less {name}"] = paired_difference(
-            risks[first], own, test, outcome=outcome, resamples=resamples
-        )
-        say(f"  {first} less {name}: {differences[f'{first} less {name}']}")
+    for name in list(risks)[1:]:
+        auroc, auprc = (evaluations[name].cell(outcome, metric) for metric in ("AUROC", "AUPRC"))
+        say(f"\n{name}: AUROC {auroc}, AUPRC {auprc}")
+        gap = paired_difference(risks[first], risks[name], test, outcome=outcome, resamples=resamples)
+        differences[f"{first} less {name}"] = gap
+        say(f"  {first} less {name}: {gap}")
+    if notice:
+        say(f"\n{notice}")
     evaluations[first].to_json(run.folder / "evaluation.json")
     report = Report(
         title=f"{run.recipe.name}: held-out patients",
         evaluations=evaluations,
+        summary=notice,
         synthetic=run.recipe.name == "demo",
         differences=differences,
         curves=curves(risks, test, outcome),
         curves_outcome=outcome or "",
         attrition=test.attrition,
+        remarks=remarks,
         history=read_history(run.folder),
     )
     write_report(report, run.folder / "report.html")
     say(f"\nThe report is {run.folder / 'report.html'}.")
 
 
-def _held_out_risks(run: Run, data: Path, *, baselines: bool) -> tuple[dict[str, pd.DataFrame], Cohort, str | None]:
+def _held_out_risks(run: Run, data: Path, *, baselines: bool) -> tuple[dict[str, pd.DataFrame], Cohort]:
     """Risks of the held-out patients from the run's model and from the baselines, and those patients."""
     from ..fusion import predict
     from ..fusion.baselines import BASELINES, baseline_risks
 
     model = run.model()
-    train, _, test = run.recipe.divide(run.recipe.read(data))
+    train, valid, test = run.recipe.divide(run.recipe.read(data))
     run.refuse_training_patients(test)
     risks = {FUSED: predict(model, test)}
     outcome = first_binary(test)
     if baselines and outcome and (train.labs is not None or train.static is not None):
-        risks |= {name: baseline_risks(name, train, test, outcome) for name in BASELINES}
-    return risks, test, outcome
+        risks |= {name: baseline_risks(name, train, test, outcome, valid=valid) for name in BASELINES}
+    return risks, test
 
 
-def first_binary(cohort: Cohort) -> str | None:
-    """The outcome that pictures are drawn of: the first binary one."""
-    return next((name for name, kind in cohort.outcome_kinds.items() if kind == "binary"), None)
+def all_remarks(cohort: Cohort, of_readers: Sequence[str]) -> tuple[str, ...]:
+    """What was left out on the way to risks, counted: rows of the cohort's tables, and what readers could not use."""
+    rows = Counter((left_out.table, left_out.reason) for left_out in cohort.exclusions)
+    return (*(f"{table}: {count} rows, because {reason}" for (table, reason), count in rows.items()), *of_readers)
 
 
 def compare_recipe(recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamples: int, say: Say) -> Comparison:
     """Train all variants of a recipe, print the table and the verdict, write both and a report."""
+    from ..fusion.processes import is_main_process
     from ..fusion.report import Report, write_report
 
     cohort = recipe.read(data)
     say(cohort.attrition.to_string(index=False))
-    parts = recipe.divide(cohort)
-    comparison = compare(recipe, parts, variants(recipe, parts[0], pairs=pairs), resamples=resamples, say=say)
+    if recipe.is_cross_validated:
+        comparison = compare_by_folds(recipe, cohort, pairs=pairs, resamples=resamples, say=say)
+    else:
+        parts = recipe.divide(cohort)
+        models = variants(recipe, parts[0], pairs=pairs)
+        comparison = compare(recipe, parts, models, resamples=resamples, say=say)
+    remarks = all_remarks(comparison.test, comparison.remarks)
+    for remark in remarks:
+        say(f"left out: {remark}")
     say("\n" + comparison.table.to_string(index=False))
     say("\n" + comparison.verdict)
+    if not is_main_process():
+        return comparison
     write_comparison(comparison, out)
     report = Report(
         title=f"{recipe.name}: does fusion help here?",
@@ -108,9 +129,10 @@ def compare_recipe(recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamp
         summary=comparison.verdict,
         synthetic=recipe.name == "demo",
         differences={f"{FUSED} less {name}": gap for name, gap in comparison.differences.items()},
-        curves=curves(comparison.risks, parts[2], comparison.outcome),
+        curves=curves(comparison.risks, comparison.test, comparison.outcome),
         curves_outcome=comparison.outcome,
-        attrition=parts[2].attrition,
+        attrition=comparison.test.attrition,
+        remarks=remarks,
     )
     write_report(report, out / "report.html")
     say(f"\nThe table is {out / 'comparison.csv'}, the report {out / 'report.html'}.")
@@ -118,7 +140,7 @@ def compare_recipe(recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamp
 
 
 def curves(
-    risks: dict[str, pd.DataFrame], test: Cohort, outcome: str | None
+    risks: Mapping[str, pd.DataFrame], test: Cohort, outcome: str | None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Risks and labels of each model, for the report's plots."""
     from ..fusion.matching import labelled_risks

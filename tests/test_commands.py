@@ -120,19 +120,8 @@ def test_a_recipe_of_ones_own_is_trained_by_path_and_named_again_to_evaluate(hos
 
 
 def test_compare_says_whether_fusion_helped(hospital, tmp_path, capsys):
-    arguments = (
-        "compare",
-        "demo",
-        "--data",
-        hospital,
-        "--out",
-        tmp_path / "comparison",
-        "--no-pairs",
-        "--resamples",
-        20,
-        *TINY,
-    )
-    assert chiasm(*arguments) == 0
+    where = ("--data", hospital, "--out", tmp_path / "comparison")
+    assert chiasm("compare", "demo", *where, "--no-pairs", "--resamples", 20, *TINY) == 0
     told = capsys.readouterr().out
     for model in ("fused", "image alone", "labs alone", "notes alone", "static alone", "concatenation", "boosting"):
         assert model in told
@@ -147,6 +136,13 @@ def test_demo_ends_with_a_table_a_report_and_one_patient_explained(tmp_path, cap
     told = capsys.readouterr().out
     for word in ("fused", "concatenation", "best reachable", "baseline", "report.html"):
         assert word in told
+    table = pd.read_csv(out / "comparison.csv").set_index("model")
+    assert len(table) == 9
+    outcomes = pd.read_csv(out / "hospital" / "truth.csv")
+    assert set(pd.read_csv(out / "hospital" / "outcomes.csv")["subject_id"]) == set(outcomes["subject_id"])
+    reachable = float(table.loc["best reachable", "AUROC"].split()[0])
+    assert f"would reach AUROC {reachable:.3f}" in (out / "report.html").read_text()
+    assert 0.5 < reachable <= 1
     report = (out / "report.html").read_text()
     assert "best reachable" in report
     assert (out / "model" / "manifest.json").is_file()
@@ -191,9 +187,13 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(case, hospital, tmp_path, ca
     assert message in one_line(capsys)
 
 
-def test_verbose_shows_the_traceback(tmp_path):
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_verbose_shows_the_traceback_wherever_it_stands(tmp_path, place):
+    words = ["evaluate", str(tmp_path), "--data", str(tmp_path)]
+    words.insert(place, "--verbose")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chiasm", "--verbose", "evaluate", str(tmp_path), "--data", str(tmp_path)])
+        patch.setattr(sys, "argv", ["chiasm", *words])
+        patch.setenv("CHIASM_VERBOSE", "")
         with pytest.raises(ValueError, match="is no run"):
             main()
 

@@ -1,8 +1,11 @@
 """Every recipe runs on a handful of patients, and learns them by heart."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
+from chiasm.datasets import InputError
 from chiasm.datasets.synthetic import write_hospital
 from chiasm.fusion import fit, predict
 from chiasm.recipes.recipe import load_recipe
@@ -97,23 +100,107 @@ def test_icu_mortality_refuses_a_set_that_is_for_both(tmp_path):
         recipe.divide(recipe.read(tmp_path / "data"))
 
 
+def test_icu_mortality_names_a_training_set_that_is_not_there(tmp_path):
+    physionet(tmp_path / "data")
+    recipe = load_recipe("icu-mortality", ["train_sets=a,c"])
+    with pytest.raises(InputError, match=r"train_sets names c, and .* has no set-c\. Bring it, or leave it out"):
+        recipe.read(tmp_path / "data")
+
+
+def test_icu_mortality_predicts_for_whatever_sets_are_there(tmp_path):
+    physionet(tmp_path / "data")
+    recipe = load_recipe("icu-mortality")
+    assert len(recipe.patients(tmp_path / "data")) == 48
+    # A folder of a set that was neither trained nor tested on.
+    (tmp_path / "data" / "set-b").rename(tmp_path / "data" / "set-c")
+    (tmp_path / "data" / "Outcomes-b.txt").rename(tmp_path / "data" / "Outcomes-c.txt")
+    shutil.rmtree(tmp_path / "data" / "set-a")
+    assert sorted(recipe.patients(tmp_path / "data").outcomes["subject_id"]) == list(range(1001, 1025))
+    with pytest.raises(InputError, match="There is no folder"):
+        recipe.read(tmp_path / "data")
+
+
+def test_covid_icu_predicts_for_patients_whose_outcome_is_not_known(tmp_path):
+    covid(tmp_path / "data")
+    table = pd.read_csv(tmp_path / "data" / "metadata.csv").astype({"went_icu": object})
+    table.loc[:4, "went_icu"] = ""
+    table.to_csv(tmp_path / "data" / "metadata.csv", index=False)
+    recipe = load_recipe("covid-icu", SETTINGS["covid-icu"])
+    known, everyone = recipe.read(tmp_path / "data"), recipe.patients(tmp_path / "data")
+    assert sorted(known.outcomes["subject_id"]) == list(range(6, 21))
+    assert sorted(everyone.outcomes["subject_id"]) == list(range(1, 21))
+    assert known.attrition["step"].iloc[-1] == "patients of whom went_icu is stated"
+
+
 def test_covid_icu_is_scored_by_cross_validation_with_and_without_notes(tmp_path):
-    from chiasm.recipes.cross_validation import cross_validate, score_cross_validation
+    from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
     from chiasm.recipes.runs import Run
 
     covid(tmp_path / "data")
     settings = [*SETTINGS["covid-icu"], "epochs=1", "folds=2", "repeats=1"]
     run = Run(load_recipe("covid-icu", settings), tmp_path / "run")
-    said: list[str] = []
-    cross_validate(run, tmp_path / "data", say=said.append)
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "folds").iterdir()}
+    cross_validate(run, tmp_path / "data", say=lambda _: None)
+    folder = tmp_path / "run" / "folds"
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
     assert len(written) == 4
-    # Folds that are there are not trained again.
-    cross_validate(run, tmp_path / "data", say=said.append)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "folds").iterdir()} == written
+    # Folds that are there are not trained again, also where the data were moved.
+    (tmp_path / "data").rename(tmp_path / "moved")
+    cross_validate(run, tmp_path / "moved", say=lambda _: None)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*")} == written
 
-    risks = score_cross_validation(run, tmp_path / "data", resamples=10, say=said.append)
-
+    risks, cohort = cross_validated_risks(run, tmp_path / "moved")
     assert set(risks) == {"with notes", "without notes", "source alone", "view alone"}
-    assert all(len(own) == 20 for own in risks.values())
-    assert any("should not predict the outcome" in line for line in said)
+    assert all(len(own) == len(cohort) == 20 for own in risks.values())
+
+    # A picture that changed is another patient's as far as the folds know.
+    Image.fromarray(np.zeros((96, 96), np.uint8)).save(tmp_path / "moved" / "images" / "3.png")
+    with pytest.raises(InputError, match="2 are not there for these data"):
+        cross_validated_risks(run, tmp_path / "moved")
+
+
+# What a recipe must be
+
+
+def own_recipe(folder, code: str) -> str:
+    path = folder / "own.py"
+    path.write_text(code)
+    return str(path)
+
+
+def test_a_recipe_that_lacks_a_part_is_refused_with_what_it_needs(tmp_path):
+    with pytest.raises(InputError, match=r"lacks CARD\. A recipe has CARD, Settings, read, divide, model, training"):
+        load_recipe(own_recipe(tmp_path, "x = 1"))
+
+
+def test_a_recipe_that_is_no_python_is_refused_with_its_line(tmp_path):
+    with pytest.raises(InputError, match=r"own\.py is not valid Python \(line 2\)"):
+        load_recipe(own_recipe(tmp_path, "x = 1\nx = = 2"))
+
+
+@pytest.mark.parametrize(
+    "lacking", ["", "def sources(data, cohort): return {}\n", "folds"], ids=["all", "the settings", "sources"]
+)
+def test_a_recipe_with_variants_needs_what_cross_validation_needs(tmp_path, lacking):
+    settings = "    folds: int = 2\n    repeats: int = 2\n" if lacking == "folds" else "    folds: int = 2\n"
+    parts = "CARD = read = divide = model = training = None\nVARIANTS = {}\n"
+    code = f"from dataclasses import dataclass\n{parts}@dataclass(frozen=True)\nclass Settings:\n{settings}"
+    with pytest.raises(InputError, match="has VARIANTS, so it also needs sources, and the settings folds and repeats"):
+        load_recipe(own_recipe(tmp_path, code + (lacking if lacking != "folds" else "")))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "match"),
+    [
+        ("icu-mortality", "seed=-1", "seed is -1; expected a whole number from 0 to 4294967295"),
+        ("demo", "seed=4294967296", "seed is 4294967296"),
+        ("covid-icu", "repeats=0", "repeats is 0; expected a whole number of at least 1"),
+        ("covid-icu", "folds=1", "folds is 1; expected a whole number of at least 2"),
+        ("covid-icu", "pretrained=perhaps", "The setting pretrained is 'perhaps'; expected true or false"),
+        ("icu-mortality", "width=wide", "The setting width is 'wide'; expected a value of type int"),
+        ("icu-mortality", "width", "expected name=value"),
+        ("icu-mortality", "depth=3", "has no setting depth"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_read(name, setting, match):
+    with pytest.raises(InputError, match=match):
+        load_recipe(name, [setting])

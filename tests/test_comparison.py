@@ -1,0 +1,96 @@
+"""Comparisons: what is said of models, and what is built to be compared."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from chiasm.datasets import Cohort, InputError
+from chiasm.encoders import LabEncoder, StaticEncoder
+from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel
+from chiasm.fusion.model import FUSIONS
+from chiasm.recipes.comparison import Comparison, require_binary, restricted, variants
+
+DAY = pd.Timestamp("2031-05-17")
+PATIENTS = 200
+
+
+@pytest.fixture(scope="module")
+def patients() -> Cohort:
+    died = np.arange(PATIENTS) % 2
+    return Cohort(pd.DataFrame({"subject_id": range(PATIENTS), "prediction_time": DAY, "died": died}))
+
+
+def risks_of(patients: Cohort, noise: float, seed: int) -> pd.DataFrame:
+    """Risks that follow the outcome, the less the noisier."""
+    draw = np.random.default_rng(seed)
+    score = patients.outcomes["died"].to_numpy() + noise * draw.normal(size=PATIENTS)
+    keys = patients.outcomes[["subject_id", "prediction_time"]]
+    return keys.assign(outcome="died", risk=1 / (1 + np.exp(-score)), status="ok")
+
+
+def comparison(patients: Cohort, fused: float, alone: float, resamples: int) -> Comparison:
+    made = Comparison("died", patients, resamples).with_model("fused", risks_of(patients, fused, 1), 2.0)
+    return made.with_model("labs alone", risks_of(patients, alone, 2), 1.0)
+
+
+def test_the_verdict_goes_by_the_interval_of_the_difference(patients):
+    assert comparison(patients, 0.3, 3.0, 100).verdict.startswith(
+        "Fusion helped here: it differs from the best single modality (labs alone) by +0."
+    )
+    assert comparison(patients, 3.0, 0.3, 100).verdict.startswith("Fusion hurt here: it differs")
+    even = comparison(patients, 1.0, 1.0, 100).verdict
+    assert even.startswith("These data do not show that fusion helps: it differs")
+    assert even.endswith("which includes zero.")
+
+
+def test_without_resamples_nothing_is_said_of_an_interval(patients):
+    made = comparison(patients, 0.3, 3.0, 0)
+    assert made.verdict.startswith("Whether fusion helped here cannot be told without resamples: it differs")
+    assert made.verdict.endswith("AUROC, with no interval.")
+    cell = made.table.set_index("model").loc["labs alone", "fused less this"]
+    assert cell == f"{made.differences['labs alone'].value:+.3f}"
+    assert "nan" not in made.verdict + made.table.to_string()
+
+
+def test_one_modality_leaves_nothing_to_fuse(patients):
+    made = Comparison("died", patients, 0).with_model("fused", risks_of(patients, 1.0, 1))
+    assert made.verdict == "There is only one modality, so there is nothing to fuse."
+
+
+def test_models_of_a_cohort_without_a_binary_outcome_cannot_be_compared():
+    outcomes = pd.DataFrame({"subject_id": range(4), "prediction_time": DAY, "days": [0.5, 1.5, 2.5, 3.5]})
+    with pytest.raises(InputError, match="compared by AUROC, and this cohort has no binary outcome"):
+        require_binary(Cohort(outcomes))
+
+
+def model(fusion: object) -> FusionModel:
+    return FusionModel(
+        labs=LabEncoder(16), static=StaticEncoder(16), fusion=fusion, outcomes={"died": "binary"}, modality_dropout=0.2
+    )
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        lambda: CrossAttentionFusion(24, heads=3, dropout=0.3),
+        lambda: ConcatenationFusion(24, dropout=0.3),
+    ],
+    ids=["cross-attention", "concatenation"],
+)
+def test_each_other_head_is_compared_in_the_size_and_with_the_dropout_of_the_recipes_own(own):
+    recipe = SimpleNamespace(model=lambda _: model(own()))
+    built = variants(recipe, None, pairs=True)
+    others = {name: head for name, head in FUSIONS.items() if head is not type(own())}
+    assert list(built) == ["fused", "labs alone", "static alone", *others]
+    for name, head in others.items():
+        fusion = built[name].fusion
+        assert type(fusion) is head
+        assert (fusion.width, fusion.dropout) == (24, 0.3)
+        assert built[name].modality_dropout == 0.2
+        assert built[name].modalities == ("labs", "static")
+
+
+def test_a_modality_that_the_model_does_not_read_is_refused():
+    with pytest.raises(InputError, match="The model does not read 'image'; it reads labs, static"):
+        restricted(model(None), ["image"])

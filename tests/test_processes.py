@@ -1,0 +1,125 @@
+"""Several processes of one run, as torchrun starts them: they train one model, and one of them writes."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from chiasm.datasets import InputError
+from chiasm.datasets.synthetic import write_hospital
+from chiasm.fusion import FusionModel
+from chiasm.fusion.processes import from_main_process, make_accelerator, share_weights
+
+# A recipe like the demonstration's, whose processes leave a note of what they ended with.
+RECIPE = '''"""A synthetic hospital."""
+
+import atexit
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from accelerate.state import PartialState
+from chiasm.fusion import FusionModel
+from chiasm.recipes import demo
+from chiasm.recipes.demo import CARD, Settings, divide, read
+
+
+def model(cohort, settings):
+    made = demo.model(cohort, settings)
+    if os.environ["PARTS"]:
+        parts = {name: made.encoders[name] for name in os.environ["PARTS"].split()}
+        made = FusionModel(**parts, fusion=made.fusion, outcomes=made.outcomes)
+    atexit.register(tell, made)
+    return made
+
+
+def tell(made):
+    weights = b"".join(value.numpy().tobytes() for value in made.state_dict().values())
+    told = {"processes": PartialState().num_processes, "weights": hashlib.sha256(weights).hexdigest()}
+    (Path(os.environ["TOLD"]) / f"{os.environ['RANK']}.json").write_text(json.dumps(told | made.thresholds_))
+
+
+def training(settings):
+    return demo.training(settings) | {"patience": 1, "learning_rate": 2e-2}
+'''
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "hospital"
+    write_hospital(folder, patients=60, seed=3, image_size=64)
+    return folder
+
+
+def two_processes(folder, *words: object, parts: str = "") -> str:
+    """Run a command of chiasm in two processes; returns what was printed."""
+    (folder / "own.py").write_text(RECIPE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ended = subprocess.run(
+        [*command, "-m", "chiasm.recipes", *map(str, words)],
+        env=os.environ | {"TOLD": str(folder), "PARTS": parts, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_two_processes_train_one_model_and_one_of_them_writes_it(hospital, tmp_path, monkeypatch):
+    from chiasm.recipes.__main__ import main
+
+    run, own = tmp_path / "run", tmp_path / "own.py"
+    small = ("--set", "epochs=5", "--set", "width=16", "--set", "size=64")
+    printed = two_processes(tmp_path, "train", own, "--data", hospital, "--out", run, *small)
+
+    # Both ended, after as many epochs, with the weights that stand in the folder.
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0]["processes"] == 2
+    kept = FusionModel.load(run / "model").state_dict().values()
+    assert told[0]["weights"] == hashlib.sha256(b"".join(value.numpy().tobytes() for value in kept)).hexdigest()
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history] == list(range(1, len(history) + 1))
+    assert printed.count("best epoch") == 1
+    assert {path.name for path in run.iterdir()} == {"run.json", "history.jsonl", "model", "checkpoint"}
+
+    # What they trained predicts each sample once.
+    words = ["chiasm", "predict", run, "--data", hospital, "--out", tmp_path / "risks.csv", "--recipe", own]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    risks = pd.read_csv(tmp_path / "risks.csv")
+    samples = pd.read_csv(hospital / "outcomes.csv")
+    assert not risks.duplicated(["subject_id", "prediction_time"]).any()
+    assert set(risks["subject_id"]) == set(samples["subject_id"])
+
+
+def test_two_processes_train_one_model_after_the_other(hospital, tmp_path):
+    small = ("--set", "epochs=1", "--set", "width=16", "--resamples", 0)
+    where = ("--data", hospital, "--out", tmp_path / "out")
+    two_processes(tmp_path, "compare", tmp_path / "own.py", *where, *small, parts="labs static")
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert list(table["model"])[:4] == ["fused", "labs alone", "static alone", "concatenation"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "comparison.csv",
+        "comparison.json",
+        "report.html",
+    }
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    assert make_accelerator().num_processes == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="A launcher started 2 processes, and 1 train together"):
+        make_accelerator()
+
+
+def test_alone_a_process_decides_by_itself_and_keeps_its_weights():
+    accelerator = make_accelerator()
+    assert from_main_process(accelerator, lambda: 0.1) == 0.1
+    share_weights(accelerator, None)

@@ -1,0 +1,381 @@
+"""Runs: what a folder of one promises, and that nobody is evaluated on who was trained on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from chiasm.datasets import InputError
+from chiasm.fusion import FusionModel
+from chiasm.recipes.__main__ import main
+from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
+from chiasm.recipes.recipe import load_recipe
+from chiasm.recipes.runs import Run, open_run
+
+RECIPE = '''"""Who dies, from two facts: a recipe that trains in a second."""
+
+from dataclasses import dataclass
+
+from chiasm.datasets import Cohort
+from chiasm.encoders import LabEncoder, StaticEncoder
+from chiasm.fusion import ConcatenationFusion, FusionModel
+from chiasm.recipes.recipe import Card
+
+CARD = Card(outcome="died (binary)", data="five tables", cost="a second", score="none")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings."""
+
+    history: float | None = 24
+    use_labs: bool = True
+    epochs: int = 2
+    folds: int = 2
+    repeats: int = 2
+    seed: int = 0
+
+
+def read(data, settings):
+    cohort = Cohort.read(data, history=settings.history, invalid="exclude")
+    cohort = cohort.keep(cohort.outcomes["died"].notna().to_numpy(), why="outcome known")
+    return cohort if settings.use_labs else cohort.with_tables("without labs", labs=None)
+
+
+def divide(cohort, settings):
+    return cohort.split((0.5, 0.25, 0.25), seed=settings.seed)
+
+
+def model(cohort, settings):
+    labs = LabEncoder(8, rare=1) if settings.use_labs else None
+    return FusionModel(labs=labs, static=StaticEncoder(8), fusion=ConcatenationFusion(8), outcomes=cohort.outcome_kinds)
+
+
+def training(settings):
+    return {"epochs": settings.epochs, "seed": settings.seed, "progress": False}
+'''
+VARIANTS = """
+VARIANTS = {"with labs": {"use_labs": True}, "without labs": {"use_labs": False}}
+
+
+def sources(data, cohort):
+    return {"ward": (cohort.outcomes["subject_id"] % 3).astype("str")}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipes") / "own.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """The same recipe, scored by cross-validation."""
+    path = tmp_path_factory.mktemp("recipes") / "validated.py"
+    path.write_text(RECIPE + VARIANTS)
+    return path
+
+
+def write_tables(folder, patients: int = 48, first: int = 1, seed: int = 0, **changes: object):
+    """Five tables' worth of patients, one of whose labs came long before the others."""
+    draw = np.random.default_rng(seed)
+    ids = np.arange(first, first + patients)
+    now = pd.Timestamp("2031-05-17 08:00")
+    died = np.arange(patients) % 2
+    labs = {"subject_id": ids, "time": now - pd.Timedelta(hours=2), "code": "lactate", "value": 2 + died}
+    old = labs | {"time": now - pd.Timedelta(hours=500), "value": 40.0}
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes = pd.DataFrame({"subject_id": ids, "prediction_time": now, "died": died}).assign(**changes)
+    outcomes.to_csv(folder / "outcomes.csv", index=False)
+    pd.concat([pd.DataFrame(labs), pd.DataFrame(old)]).to_csv(folder / "labs.csv", index=False)
+    facts = pd.DataFrame({"subject_id": ids, "age": 60 + 9 * died + draw.normal(0, 3, patients)})
+    facts.to_csv(folder / "static.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    return write_tables(tmp_path_factory.mktemp("data") / "tables")
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tables, tmp_path_factory):
+    """The folder of a run of the recipe on the tables."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert chiasm("train", recipe, "--data", tables, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that run."""
+    import shutil
+
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def chiasm(*words: object) -> int:
+    """Run a command in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["chiasm", *map(str, words)])
+        patch.delenv("CHIASM_VERBOSE", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return int(ended.value.code or 0)
+
+
+def told(capsys) -> str:
+    """The one line of an error."""
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("chiasm: ")
+    assert "\n" not in line
+    return line
+
+
+# Nobody is evaluated on who was trained on
+
+
+def test_a_run_that_refuses_other_patients_still_knows_whom_it_was_trained_on(run, recipe, tmp_path, capsys):
+    before = (run / "run.json").read_bytes()
+    others = write_tables(tmp_path / "others", first=1001)
+    assert chiasm("train", recipe, "--data", others, "--out", run) == 2
+    assert "holds a run that was trained on other patients" in told(capsys)
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_a_run_that_refuses_other_data_of_its_patients_still_knows_them_too(run, recipe, tmp_path, capsys):
+    before = (run / "run.json").read_bytes()
+    changed = write_tables(tmp_path / "changed", seed=1)
+    assert chiasm("train", recipe, "--data", changed, "--out", run) == 2
+    assert "holds a run with other data or other settings" in told(capsys)
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_patients_who_were_trained_on_are_not_evaluated_on(run, recipe, tables, tmp_path, capsys):
+    evaluate = ("evaluate", run, "--recipe", recipe, "--no-baselines", "--resamples", 0, "--data")
+    assert chiasm(*evaluate, tables) == 0
+    # Half of the patients divide otherwise, so that some of the training patients are held out.
+    fewer = write_tables(tmp_path / "fewer", patients=24)
+    assert chiasm(*evaluate, fewer) == 2
+    assert "held-out patients were trained on, so the data are not those of the run" in told(capsys)
+    # A hospital that the run never saw is another matter.
+    assert chiasm(*evaluate, write_tables(tmp_path / "others", first=1001)) == 0
+
+
+def test_a_run_that_goes_on_keeps_what_it_told_of_itself(run, recipe, tables):
+    before = (run / "run.json").read_bytes()
+    assert chiasm("train", recipe, "--data", tables, "--out", run) == 0
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_a_run_that_ended_before_its_first_epoch_is_begun_anew(run, recipe, tmp_path):
+    import shutil
+
+    for name in ("model", "checkpoint"):
+        shutil.rmtree(run / name)
+    before = (run / "run.json").read_bytes()
+    others = write_tables(tmp_path / "others", first=1001)
+    assert chiasm("train", recipe, "--data", others, "--out", run) == 0
+    assert (run / "run.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("setting", ["epochs=0", "seed=-1"])
+def test_a_refused_setting_leaves_nothing_behind(recipe, tables, tmp_path, setting, capsys):
+    assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "run", "--set", setting) == 2
+    assert "expected a whole number" in told(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda _: "{", "run.json is damaged"),
+        (lambda own: json.dumps({k: v for k, v in own.items() if k != "salt"}), "run.json is damaged"),
+        (lambda own: json.dumps(own | {"trained_on": 3}), "run.json is damaged"),
+        (lambda own: json.dumps(own | {"schema": 2}), "has the schema 2, and this version of chiasm reads 1"),
+    ],
+    ids=["no JSON", "no salt", "no list", "another schema"],
+)
+def test_a_run_of_another_schema_or_a_damaged_one_is_refused(run, recipe, edit, match):
+    (run / "run.json").write_text(edit(json.loads((run / "run.json").read_text())))
+    with pytest.raises(InputError, match=match):
+        open_run(run, str(recipe))
+
+
+def test_a_run_of_ones_own_recipe_asks_for_its_file(run):
+    with pytest.raises(InputError, match=r"is a run of a recipe of your own\. Name its file again with --recipe"):
+        open_run(run)
+
+
+# Prediction
+
+
+def test_predict_looks_as_far_back_as_the_run_was_trained_to(run, recipe, tables, tmp_path):
+    shorter = tmp_path / "shorter"
+    write_tables(shorter)
+    labs = pd.read_csv(shorter / "labs.csv")
+    labs[labs["value"] < 40].to_csv(shorter / "labs.csv", index=False)
+    risks = []
+    for data in (tables, shorter):
+        assert chiasm("predict", run, "--data", data, "--out", tmp_path / "risks.csv", "--recipe", recipe) == 0
+        risks.append(pd.read_csv(tmp_path / "risks.csv"))
+    # What is 500 hours old was never seen by the model, whether or not it is there.
+    assert risks[0].equals(risks[1])
+    assert FusionModel.load(run / "model").history_ == 24
+
+
+def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, tmp_path, capsys):
+    whole = write_tables(tmp_path / "whole", died=[""] * 5 + [0, 1] * 21 + [0])
+    labs = pd.read_csv(whole / "labs.csv")
+    strange = labs.tail(3).assign(code="unheard of", time="2031-05-17 07:00")
+    pd.concat([labs, strange]).to_csv(whole / "labs.csv", index=False)
+    assert chiasm("predict", run, "--data", whole, "--out", tmp_path / "risks.csv", "--recipe", recipe) == 0
+    printed = capsys.readouterr().out
+    # The patients of whom nothing is known yet are those whom it is for.
+    assert "48 risks in" in printed
+    assert printed.splitlines()[1].split() == ["read", "48", "48"]
+    assert "left out: labs: 3" in printed
+    assert len(pd.read_csv(tmp_path / "risks.csv")) == 48
+
+
+# Reports
+
+
+def test_what_was_left_out_is_told_and_stands_in_the_reports(recipe, tmp_path, capsys):
+    data = write_tables(tmp_path / "data")
+    labs = pd.read_csv(data / "labs.csv").astype({"value": object})
+    labs.loc[0, "value"] = "haemolysed"
+    labs.to_csv(data / "labs.csv", index=False)
+    small = ("--data", data, "--resamples", 5)
+    assert chiasm("train", recipe, "--data", data, "--out", tmp_path / "run") == 0
+    assert chiasm("evaluate", tmp_path / "run", *small, "--recipe", recipe) == 0
+    assert chiasm("compare", recipe, *small, "--out", tmp_path / "comparison") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("left out: labs: 1 rows, because value") == 2
+    for folder in ("run", "comparison"):
+        report = (tmp_path / folder / "report.html").read_text()
+        assert "Remarks about the data" in report
+        assert "labs: 1 rows, because value" in report
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["thresholds"]["died"]["chosen"] == "maximises F1 on the validation patients"
+    comparison = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    for name in ("fused", "logistic regression", "gradient boosting"):
+        chosen = comparison["evaluations"][name]["thresholds"]["died"]["chosen"]
+        assert chosen == "maximises F1 on the validation patients", name
+
+
+# Cross-validation
+
+
+def test_folds_that_are_there_are_kept_and_those_of_other_data_are_not_used(validated, tables, tmp_path):
+    run = Run(load_recipe(str(validated)), tmp_path / "run")
+    said: list[str] = []
+    cross_validate(run, tables, say=said.append)
+    files = sorted((run.folder / "folds").glob("*/*.csv"))
+    assert len(files) == 2 * 2 * 2
+    written = [path.stat().st_mtime_ns for path in files]
+    cross_validate(run, tables, say=said.append)
+    assert [path.stat().st_mtime_ns for path in files] == written
+
+    risks, cohort = cross_validated_risks(run, tables)
+    assert set(risks) == {"with labs", "without labs", "ward alone"}
+    by_hand = pd.concat([pd.read_csv(path) for path in files if path.parent.name.startswith("with-labs")])
+    means = by_hand.groupby("subject_id")["risk"].mean()
+    ours = risks["with labs"].astype({"subject_id": int}).set_index("subject_id")["risk"]
+    pd.testing.assert_series_equal(ours.loc[means.index], means)
+    assert len(cohort) == 48
+    for own in risks.values():
+        assert own.attrs["thresholds"]["died"]["value"] == 0.5
+        assert "a fold leaves no validation patients" in own.attrs["thresholds"]["died"]["chosen"]
+
+    # The same patients with other facts, or one label less, are other data.
+    with pytest.raises(InputError, match=r"The run is not finished: of the 4 folds with labs, 4 are not there"):
+        cross_validated_risks(run, write_tables(tmp_path / "changed", seed=1))
+
+
+def test_a_fold_that_is_missing_or_damaged_is_named_with_the_remedy(validated, tables, tmp_path):
+    run = Run(load_recipe(str(validated), ["repeats=1"]), tmp_path / "run")
+    cross_validate(run, tables, say=lambda _: None)
+    path = min((run.folder / "folds").glob("with-labs-*/*.csv"))
+    whole = path.read_text()
+    for content in ("", "a,b\n1,2\n", whole.replace("ok", ""), whole.replace(",0.", ",x0.")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"is empty|is damaged\. Remove it"):
+            cross_validated_risks(run, tables)
+    path.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    with pytest.raises(InputError, match="do not predict each sample once a repeat"):
+        cross_validated_risks(run, tables)
+    path.unlink()
+    with pytest.raises(InputError, match=r"of the 2 folds with labs, 1 are not there .* Run chiasm train again"):
+        cross_validated_risks(run, tables)
+
+
+def test_a_sample_that_one_repeat_refused_is_refused(validated, tables, tmp_path):
+    run = Run(load_recipe(str(validated)), tmp_path / "run")
+    cross_validate(run, tables, say=lambda _: None)
+    path = min((run.folder / "folds").glob("with-labs-*/1-0.csv"))
+    table = pd.read_csv(path)
+    table.loc[0, ["risk", "status"]] = [np.nan, "refused: a reason"]
+    table.to_csv(path, index=False)
+    own = cross_validated_risks(run, tables)[0]["with labs"]
+    refused = own[own["status"] != "ok"]
+    assert refused["subject_id"].tolist() == [str(table.loc[0, "subject_id"])]
+    assert refused["status"].tolist() == ["refused: a reason"]
+    assert refused["risk"].isna().all()
+
+
+def test_a_cross_validated_run_is_scored_once(validated, tables, tmp_path, capsys, monkeypatch):
+    from chiasm import fusion
+
+    assert chiasm("train", validated, "--data", tables, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+    calls, real = [], fusion.evaluate
+    monkeypatch.setattr(fusion, "evaluate", lambda *given, **settings: calls.append(1) or real(*given, **settings))
+    assert chiasm("evaluate", tmp_path / "run", "--data", tables, "--recipe", validated, "--resamples", 5) == 0
+    printed = capsys.readouterr().out
+    assert len(calls) == 3
+    assert "48 patients, each predicted by models that never saw the patient" in printed
+    assert "should not predict the outcome" in printed
+    assert "should not predict the outcome" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_models_are_compared_by_folds_where_the_recipe_is_scored_by_them(validated, tables, tmp_path, capsys):
+    out = tmp_path / "comparison"
+    assert chiasm("compare", validated, "--data", tables, "--out", out, "--resamples", 20) == 0
+    printed = capsys.readouterr().out
+    assert "fold 2 of 2" in printed
+    table = pd.read_csv(out / "comparison.csv")
+    names = ["fused", "labs alone", "static alone", "cross-attention", "gradient boosting", "logistic regression"]
+    assert list(table["model"]) == names
+    comparison = json.loads((out / "comparison.json").read_text())
+    # All patients are held out once.
+    assert all(own["counts"][0]["samples"] == 48 for own in comparison["evaluations"].values())
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_ends_in_a_line_and_the_best_weights_stay(recipe, tables, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "chiasm.recipes", "train", recipe, "--data", tables, "--out", run]
+    child = subprocess.Popen(
+        [*map(str, command), "--set", "epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    waited = time.monotonic() + 240
+    while not (run / "checkpoint" / "manifest.json").is_file() and time.monotonic() < waited:
+        assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=240)
+    assert error.strip() == (
+        "chiasm: Stopped. A run of chiasm train keeps its best weights, and goes on with the same command."
+    )
+    assert child.returncode == 130
+    assert FusionModel.load(run / "model").is_built
+    assert {path.name for path in run.iterdir()} == {"run.json", "history.jsonl", "model", "checkpoint"}
