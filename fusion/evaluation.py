@@ -345,7 +345,7 @@ def _thresholds(
 def _count(labelled: LabelledRisks, *, undefined_resamples: int) -> dict[str, object]:
     return {
         "outcome": labelled.outcome,
-        "kind": labelled.kind,
+        "kind": str(labelled.kind),
         "patients": labelled.patients,
         "samples": len(labelled.label),
         "events": int(labelled.label.sum()) if labelled.kind == "binary" else pd.NA,

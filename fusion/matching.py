@@ -9,12 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.errors import InputError
+from ..datasets.outcomes import OutcomeKind, encode_outcomes
 from .metrics import binary_metrics, categorical_metrics, continuous_metrics
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
-
-KINDS = ("binary", "categorical", "continuous")
 
 # Class risks written to a file with few digits need not sum to 1 exactly; they are divided by their sum.
 SUM_TOLERANCE = 1e-3
@@ -32,8 +31,7 @@ class LabelledRisks:
     """
 
     outcome: str
-    kind: str
-    classes: tuple[object, ...]
+    kind: OutcomeKind
     risk: np.ndarray
     label: np.ndarray
     patient: np.ndarray
@@ -60,7 +58,7 @@ class LabelledRisks:
         """Raises InputError when the known labels are all of one class."""
         if self.kind == "continuous" or self.label.min() < self.label.max():
             return
-        only = self.classes[self.label[0]]
+        only = (self.kind.classes or (0, 1))[self.label[0]]
         other = f"{1 - only}" if self.kind == "binary" else "another class"
         raise InputError(
             f"outcome {self.outcome!r}: all {len(self.label)} known labels of samples with a risk are {only}; "
@@ -103,13 +101,14 @@ def match_risks(risks: pd.DataFrame, cohort: Cohort) -> dict[str, LabelledRisks]
     """
     _check_columns(risks)
     samples = cohort.outcomes
-    names = {outcome: _risk_names(outcome, kind) for outcome, kind in cohort.outcome_kinds.items()}
-    known = [name for of_outcome in names.values() for name in of_outcome]
-    foreign = risks.loc[~risks["outcome"].isin(known), "outcome"].unique()
+    kinds = cohort.outcome_kinds
+    names = {outcome: kind.columns(outcome) for outcome, kind in kinds.items()}
+    expected = [name for of_outcome in names.values() for name in of_outcome]
+    foreign = risks.loc[~risks["outcome"].isin(expected), "outcome"].unique()
     if len(foreign):
         raise InputError(
             f"risks of {', '.join(map(str, foreign[:5]))}: the cohort has no such outcome, its risks would be "
-            f"called {', '.join(known)}. Leave those rows out, or add the labels to the cohort"
+            f"called {', '.join(expected)}. Leave those rows out, or add the labels to the cohort"
         )
     position = _positions(risks, samples)
     inside = position >= 0
@@ -122,15 +121,19 @@ def match_risks(risks: pd.DataFrame, cohort: Cohort) -> dict[str, LabelledRisks]
         )
     rows = risks.loc[inside].assign(position=position[inside])
     _check_duplicates(rows)
+    labels, known = encode_outcomes(samples, kinds)
     return {
-        outcome: _labelled(rows, samples, outcome, kind, names[outcome])
-        for outcome, kind in cohort.outcome_kinds.items()
+        outcome: _labelled(rows, samples["subject_id"], outcome, kind, labels[:, place], known[:, place])
+        for place, (outcome, kind) in enumerate(kinds.items())
         if rows["outcome"].isin(names[outcome]).any()
     }
 
 
-def _labelled(rows: pd.DataFrame, samples: pd.DataFrame, outcome: str, kind: str, names: list[str]) -> LabelledRisks:
-    risk = np.full((len(samples), len(names)), np.nan)
+def _labelled(
+    rows: pd.DataFrame, subjects: pd.Series, outcome: str, kind: OutcomeKind, label: np.ndarray, known: np.ndarray
+) -> LabelledRisks:
+    names = kind.columns(outcome)
+    risk = np.full((len(subjects), len(names)), np.nan)
     accepted = np.zeros(risk.shape, dtype=bool)
     present = np.zeros(risk.shape, dtype=bool)
     for column, name in enumerate(names):
@@ -142,60 +145,29 @@ def _labelled(rows: pd.DataFrame, samples: pd.DataFrame, outcome: str, kind: str
     missing = int((~present.all(axis=1)).sum())
     if missing:
         raise InputError(
-            f"outcome {outcome!r}: {missing} of the cohort's {len(samples)} samples have no row of risks, "
+            f"outcome {outcome!r}: {missing} of the cohort's {len(subjects)} samples have no row of risks, "
             "neither ok nor refused. Predict on the whole cohort, or filter the cohort to what was predicted"
         )
     accepted = accepted.all(axis=1)
     _check_range(risk[accepted], outcome, kind)
 
-    known, label = _labels(samples[outcome], outcome, kind)
     used = np.flatnonzero(accepted & known)
     if not len(used):
         raise InputError(
-            f"outcome {outcome!r}: no sample has both a known label and a risk; of {len(samples)} samples "
+            f"outcome {outcome!r}: no sample has both a known label and a risk; of {len(subjects)} samples "
             f"{int((~known).sum())} have no known label and {int((~accepted).sum())} a refused risk (see the "
             "column status)"
         )
-    subject = samples["subject_id"].to_numpy()[used]
     return LabelledRisks(
         outcome=outcome,
-        kind=next(each for each in KINDS if each == kind),
-        classes=tuple(kind.classes) if kind == "categorical" else (0, 1),
+        kind=kind,
         risk=risk[used] / risk[used].sum(axis=1, keepdims=True) if kind == "categorical" else risk[used, 0],
-        label=label[used],
-        patient=np.unique(subject, return_inverse=True)[1],
+        label=label[used].astype(np.float64 if kind == "continuous" else np.int64),
+        patient=np.unique(subjects.to_numpy()[used], return_inverse=True)[1],
         position=used,
         refused=int((known & ~accepted).sum()),
         unknown=int((~known).sum()),
     )
-
-
-def _labels(column: pd.Series, outcome: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which labels are known, and all labels as numbers (class numbers for categorical outcomes)."""
-    known = column.notna().to_numpy()
-    values = column[known]
-    label = np.zeros(len(column))
-    if kind == "categorical":
-        number = pd.Index(kind.classes, dtype=object).get_indexer(values.to_numpy(dtype=object))
-        wrong = number < 0
-        expected = f"one of {', '.join(map(str, kind.classes))}"
-    else:
-        number = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-        wrong = ~np.isfinite(number) if kind == "continuous" else ~np.isin(number, (0, 1))
-        expected = "finite numbers" if kind == "continuous" else "0 or 1"
-    if wrong.any():
-        raise InputError(
-            f"outcome {outcome!r}: {int(wrong.sum())} of {len(values)} known labels are not {expected}, as the "
-            f"kind {kind} asks"
-        )
-    label[known] = number
-    return known, label if kind == "continuous" else label.astype(np.int64)
-
-
-def _risk_names(outcome: str, kind: str) -> list[str]:
-    if kind not in KINDS:
-        raise InputError(f"outcome {outcome!r} is {kind}; evaluated are {', '.join(KINDS)} outcomes")
-    return [f"{outcome}={each}" for each in kind.classes] if kind == "categorical" else [outcome]
 
 
 def _positions(risks: pd.DataFrame, samples: pd.DataFrame) -> np.ndarray:
@@ -207,9 +179,6 @@ def _positions(risks: pd.DataFrame, samples: pd.DataFrame) -> np.ndarray:
         )
         for table in (risks, samples)
     ]
-    repeated = int(keys[1].duplicated().sum())
-    if repeated:
-        raise InputError(f"{repeated} of the cohort's {len(samples)} samples repeat a patient and prediction time")
     return keys[1].get_indexer(keys[0])
 
 

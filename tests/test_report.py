@@ -7,17 +7,11 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from chiasm.datasets.errors import InputError
+from chiasm.datasets import Cohort, InputError
 from chiasm.fusion.evaluation import evaluate, paired_difference
 from chiasm.fusion.report import Contributions, Report, write_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-@dataclasses.dataclass
-class Patients:
-    outcomes: pd.DataFrame
-    outcome_kinds: dict
 
 
 class Page(html.parser.HTMLParser):
@@ -58,7 +52,7 @@ def full_report():
     died = (generator.random(80) < risk).astype(int)
     key = {"subject_id": np.arange(80), "prediction_time": pd.Timestamp("2024-01-01")}
     outcomes = pd.DataFrame({**key, "died": died, "days": risk * 10})
-    cohort = Patients(outcomes, {"died": "binary", "days": "continuous"})
+    cohort = Cohort(outcomes)
     fused = pd.concat(
         [pd.DataFrame({**key, "outcome": name, "risk": risk, "status": "ok"}) for name in ("died", "days")]
     )
