@@ -690,3 +690,36 @@ def test_elements_of_every_wrong_type_are_refused_by_name_and_never_otherwise(tm
     assert np.isfinite(cohort.labs["value"]).all()
     reasons = {one.reason for one in cohort.exclusions}
     assert {"valueQuantity is not an object", "period is not an object", "subject is not an object"} <= reasons
+
+
+# The worked example
+
+
+EXAMPLE = """
+from chiasm.datasets.fhir import read_fhir
+from chiasm.datasets.units import harmonise_units
+
+cohort = read_fhir("export/", task="mortality", after=48)  # death in hospital, asked 48 h after admission
+print(cohort.attrition)  # who was left, what was left out, and results whose availability is a guess
+
+cohort, report = harmonise_units(cohort, to={"glucose": "mmol/L"})  # one unit a code, by known conversions only
+print(report[report["done"] == "converted"])
+
+train, valid, test = cohort.split((0.7, 0.1, 0.2), seed=0)
+"""
+
+
+def test_the_worked_example_runs(tmp_path, monkeypatch, capsys):
+    people = [f"p{k}" for k in range(20)]
+    write(tmp_path / "export", *(patient(one) for one in people), name="Patient.ndjson")
+    write(tmp_path / "export", *(stay(f"e-{one}", one, left="exp" if one == "p3" else "home") for one in people))
+    conventional = result("o-0", "p0", valueQuantity={"value": 90.078, "unit": "mg/dL"})
+    results = [conventional, *(result(f"o-{one}", one, value=5.0) for one in people)]
+    write(tmp_path / "export", *results, name="Observation.ndjson.gz", zipped=True)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(EXAMPLE, "example", "exec"), names)
+    assert sum(map(len, (names["train"], names["valid"], names["test"]))) == 20
+    # 90.078 mg/dL of glucose, 180.156 g/mol.
+    assert names["cohort"].labs["value"].unique().tolist() == pytest.approx([5.0])
+    assert "converted  mmol/L" in capsys.readouterr().out
