@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from ..datasets import Cohort
     from ..fusion import FusionModel
 
-BUILT_IN = {"demo": "demo", "icu-mortality": "icu_mortality", "covid-icu": "covid_icu"}
+BUILT_IN = {
+    "demo": "demo",
+    "icu-mortality": "icu_mortality",
+    "covid-icu": "covid_icu",
+    "mimic-iv": "mimic_iv",
+}
 _PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
 """What a recipe has. It may also have `patients`, where not all to predict for are among those it is
 trained and evaluated on; and, where patients are few, `VARIANTS` and `sources`, which are scored by
