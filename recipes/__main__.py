@@ -189,6 +189,27 @@ def compare(
     compare_recipe(load_recipe(recipe, set_), data, out, pairs=pairs, resamples=resamples, say=say)
 
 
+@app.command()
+def audit(
+    data: Annotated[Path, typer.Argument(help="Folder of five tables, MEDS dataset, or the recipe's data.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Audit as this recipe reads and divides it.")] = None,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    json: Annotated[Path | None, typer.Option("--json", help="File for the findings as JSON.")] = None,
+) -> None:
+    """What would leak or mislead: patients in two splits, copied images and notes, units, clocks, and more.
+
+    Ends with exit code 1 where something would invalidate a result.
+
+    Example: chiasm audit physionet2012 --recipe icu-mortality --json audit.json
+    """
+    from .auditing import audit_data
+
+    if not is_main_process():
+        return
+    if audit_data(data, recipe, set_, json, say=say).invalidates:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """Run a command; bad input ends in one line and exit code 2."""
     from ..datasets.errors import InputError

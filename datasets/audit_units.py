@@ -1,0 +1,71 @@
+"""Labs of one code whose values are in two units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from .audit_findings import Finding, Material, Place, single_rows
+
+APART = 1.5
+"""Ratio of medians from which two spellings of a unit are two units: between customary units of one
+quantity it is 2.7 (°C and °F) and more."""
+
+_SOME_ROWS = 3
+
+
+def check_units(material: Material) -> Iterator[Finding]:
+    """Codes with values in two clouds, and codes with two units beside their values."""
+    labs = material.cohort.labs
+    if labs is None or not len(labs):
+        return
+    yield from _clouds(labs)
+    if "unit" in labs.columns:
+        yield from _spelt(labs)
+
+
+def _clouds(labs: pd.DataFrame) -> Iterator[Finding]:
+    from .units import two_clouds
+
+    for cloud in two_clouds(labs).itertuples():
+        rows = np.flatnonzero((labs["code"] == cloud.code).to_numpy())
+        split = np.sqrt(cloud.low * cloud.high)
+        high = (labs["value"].iloc[rows] > split).to_numpy()
+        # The smaller cloud is the one to look at.
+        odd = rows[high if cloud.share_high <= 0.5 else ~high]
+        yield Finding(
+            "misleads",
+            "units in two clouds",
+            len(odd),
+            Place("labs", f"value of {cloud.code}", single_rows(odd)),
+            f"{cloud.code} has values about {cloud.low:.3g} and about {cloud.high:.3g} ({cloud.ratio:.3g} times, "
+            f"{100 * cloud.share_high:.0f} % of them){f': {cloud.likely}' if cloud.likely else ''}.",
+            "Find out which rows are in which unit and convert them (datasets.units); leave out what cannot be told.",
+        )
+
+
+def _spelt(labs: pd.DataFrame) -> Iterator[Finding]:
+    """Codes with two units: of two scales, or only spelt in two ways."""
+    unit = labs["unit"].astype("str").str.lower().str.replace(r"[\s*^{}\[\]]", "", regex=True).str.replace("μ", "u")
+    unit = unit.str.replace("µ", "u").where(labs["unit"].notna())
+    table = pd.DataFrame({"code": labs["code"].astype("str"), "unit": unit, "value": labs["value"].abs()}).dropna()
+    groups = table.groupby(["code", "unit"])["value"].agg(["size", "median"]).reset_index()
+    for code, own in groups[groups["size"] >= _SOME_ROWS].groupby("code"):
+        if len(own) < 2:
+            continue
+        low, high = own["median"].min(), own["median"].max()
+        apart = high > APART * low
+        rarest = own.loc[own["size"].idxmin(), "unit"]
+        rows = table.index[((table["code"] == code) & (table["unit"] == rarest)).to_numpy()]
+        yield Finding(
+            "misleads" if apart else "note",
+            "two units of one code",
+            len(own),
+            Place("labs", f"unit of {code}", single_rows(rows)),
+            f"{code} has {len(own)} units, with medians of {low:.3g} to {high:.3g}.",
+            "Convert them to one unit (datasets.units), or give each its own code."
+            if apart
+            else "Nothing, if they are two names of one unit.",
+        )

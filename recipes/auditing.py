@@ -1,0 +1,84 @@
+"""The audit as a command: a table of what would leak or mislead, and the same as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..datasets.disk import write_json
+from ..datasets.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..datasets.audit import Audit
+
+_COLOURS = {"invalidates": "bold red", "misleads": "yellow", "note": "dim"}
+
+
+def audit_data(
+    data: Path, recipe: str | None, assignments: Sequence[str], out: Path | None, *, say: Callable[[object], None]
+) -> Audit:
+    """Audit a folder as it is, or as a recipe reads and divides it; print what was found.
+
+    Args:
+        data: five tables, MEDS, or the recipe's data.
+        recipe: name or path; None for a folder as it is.
+        assignments: settings of the recipe, as `name=value`.
+        out: a JSON file for the same; None for none.
+        say: prints a line.
+
+    Raises:
+        InputError: the data cannot be read at all, settings without a recipe, or a JSON file in no folder.
+    """
+    if assignments and recipe is None:
+        raise InputError("--set is for the settings of a recipe. Give --recipe, or leave it out.")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {out.absolute().parent} for {out.name}. Make it, or give another path.")
+    report = _audited(data) if recipe is None else _audited_recipe(data, recipe, assignments)
+    if out is not None:
+        write_json(out, report.to_dict())
+    _show(report, say)
+    return report
+
+
+def _audited(data: Path) -> Audit:
+    from ..datasets.audit import audit
+    from ..datasets.audit_reading import open_folder
+
+    opened = open_folder(data)
+    known = {"births": opened.births, "deaths": opened.deaths, "found": opened.found}
+    return audit(opened.cohort, opened.division, **known)
+
+
+def _audited_recipe(data: Path, name: str, assignments: Sequence[str]) -> Audit:
+    from ..datasets.audit import audit
+    from .recipe import load_recipe
+
+    recipe = load_recipe(name, assignments)
+    cohort = recipe.read(data)
+    parts = dict(zip(("train", "valid", "held out"), recipe.divide(cohort), strict=True))
+    told = getattr(recipe.module, "sources", None)
+    return audit(cohort, parts, sources=None if told is None else told(data, cohort))
+
+
+def _show(report: Audit, say: Callable[[object], None]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if report.findings:
+        table = Table("severity", "what and where", "count", "what was found, and what to do", show_lines=True)
+        for finding in report.findings:
+            table.add_row(
+                Text(finding.severity, _COLOURS[finding.severity]),
+                Text(f"{finding.check}\n{finding.where}"),
+                Text(f"{finding.count:,}", justify="right"),
+                Text(f"{finding.what}\n→ {finding.remedy}"),
+            )
+        Console().print(table)
+    for what, why in report.not_checked.items():
+        say(f"not checked: {what} ({why})")
+    say(report.summary())
+    if any(finding.where.rows for finding in report.findings):
+        say("Rows are those of the cohort's tables, counted from 1: cohort.images.iloc[row - 1].")
