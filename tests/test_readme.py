@@ -50,3 +50,9 @@ def test_the_readme_names_every_command_and_every_recipe():
         assert f"`chiasm {command.callback.__name__}" in README
     for recipe in BUILT_IN:
         assert f"`{recipe}`" in README
+
+
+def test_every_further_example_of_the_readme_stands_in_a_test_that_runs_it():
+    tests = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py")]
+    for example in PYTHON_BLOCKS[2:]:
+        assert any(example in test for test in tests), example
