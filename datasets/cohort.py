@@ -8,18 +8,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from . import splits
-from .checks import Exclusion, Policy, TableCheck
+from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
 from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
 from .subject_ids import of_one_type
-from .tables import EVENT_TABLES, parse_rows, require_columns
+from .tables import EVENT_TABLES, as_excerpt, parse_rows
 from .times import require_one_clock
-from .windows import EVENTS, Sample, Window, sorted_events, visible_events
+from .windows import EVENTS, Sample, Window, early_results, of_patients, sorted_events, subject_runs, visible_events
+
+if TYPE_CHECKING:
+    from .store import Store
 
 
 class Cohort:
@@ -53,9 +57,9 @@ class Cohort:
         self,
         outcomes: pd.DataFrame,
         *,
-        labs: pd.DataFrame | None = None,
-        notes: pd.DataFrame | None = None,
-        images: pd.DataFrame | None = None,
+        labs: pd.DataFrame | Excerpt | None = None,
+        notes: pd.DataFrame | Excerpt | None = None,
+        images: pd.DataFrame | Excerpt | None = None,
         static: pd.DataFrame | None = None,
         history: float | None = None,
         outcome_kinds: Mapping[str, str] | None = None,
@@ -66,17 +70,15 @@ class Cohort:
         if invalid not in ("raise", "exclude"):
             raise InputError(f'invalid is {invalid!r}; expected "raise" or "exclude".')
         given = {"outcomes": outcomes, "labs": labs, "notes": notes, "images": images, "static": static}
-        given = {name: table for name, table in given.items() if table is not None}
-        for name, table in given.items():
-            require_columns(table, name)
-        given = {name: table.reset_index(drop=True) for name, table in given.items()}
-        checks = {name: TableCheck(name, len(table), invalid) for name, table in given.items()}
-        given = of_one_type(given, checks)
+        excerpts = {name: as_excerpt(name, table, invalid) for name, table in given.items() if table is not None}
+        checks = {name: excerpt.check for name, excerpt in excerpts.items()}
+        whole_numbers = all(excerpt.whole_numbers for excerpt in excerpts.values())
+        tables = of_one_type({name: excerpt.table for name, excerpt in excerpts.items()}, checks, whole_numbers)
         self.history = history
         self.subject_splits: pd.Series | None = None
         """Patient to `train`, `tuning` or `held_out`, where the source came with such a division."""
         zones: dict[str, bool] = {}
-        parsed = {name: parse_rows(table, checks[name], zones) for name, table in given.items()}
+        parsed = {name: parse_rows(table, checks[name], zones) for name, table in tables.items()}
         require_one_clock(zones)
         usable = parsed["outcomes"][checks["outcomes"].usable]
         if not len(usable) and (invalid == "exclude" or not len(outcomes)):
@@ -91,11 +93,15 @@ class Cohort:
         """Rows that were left out because `invalid="exclude"` asked for it."""
 
         checked = {name: table for name, (table, _) in settled.items()}
+        self.early_results = early_results(checked)
+        """By table, results that were available before their time; there `available_at` is not believed."""
         self.outcomes = _sorted_samples(checked["outcomes"])
         self.labs, self.notes, self.images = (sorted_events(checked.get(name)) for name in EVENT_TABLES)
         self.static = _sorted_facts(checked.get("static"))
         self.decoded: dict[object, np.ndarray] = {}
         """Images that a reader has decoded, kept while the cohort lives."""
+        self.store: Store | None = None
+        """Where what readers make of it is kept, if not in memory."""
         self._attrition = [("read", self.subjects, len(self))]
         self._refuse_strangers_alone()
         self._drop_strangers()
@@ -137,7 +143,6 @@ class Cohort:
 
     @cached_property
     def _windows(self) -> dict[str, Window]:
-        codes = self._patients.get_indexer(self.outcomes["subject_id"])
         windows = {}
         for name in EVENT_TABLES:
             events = getattr(self, name)
@@ -145,8 +150,7 @@ class Cohort:
                 nothing = np.zeros(0)
                 windows[name] = Window(np.zeros(len(self) + 1, int), nothing.astype(int), nothing.astype("float32"))
                 continue
-            own = self._patients.get_indexer(events["subject_id"])
-            windows[name] = visible_events(events, own, self.outcomes, codes, self.history)
+            windows[name] = visible_events(events, self.outcomes, self.history)
         return windows
 
     def sample(self, position: int) -> Sample:
@@ -227,6 +231,23 @@ class Cohort:
         derived.exclusions += tuple(Exclusion("images", row + 1, reasons[row]) for row in np.flatnonzero(bad))
         return derived.noted(f"unreadable images left out: {int(bad.sum())}")
 
+    def with_store(self, folder: str | Path, *, unreadable: Policy | None = None) -> Cohort:
+        """The same cohort, whose arrays are made once, kept in a folder, and mapped from there.
+
+        So are those of its parts (`split`, `keep`). Several cohorts may share a folder.
+
+        Args:
+            folder: a store, or a new or empty folder.
+            unreadable: "raise" stops at an image file that cannot be read; "exclude" leaves such files
+                out and lists them in `PreparedSamples.exclusions`. None: as the store was begun ("raise").
+
+        Raises:
+            InputError: the folder holds something else, or a store of another version.
+        """
+        from .store import Store
+
+        return self._derive(store=Store.open(folder, unreadable))
+
     def with_splits(self, table: pd.DataFrame) -> Cohort:
         """The same cohort with `subject_splits` from a table of `subject_id` and `split`. See `splits`."""
         return self._derive(subject_splits=splits.as_subject_splits(table, self.outcomes["subject_id"]))
@@ -295,7 +316,8 @@ class Cohort:
     def _refuse_strangers_alone(self) -> None:
         """Raise `InputError` where a table has rows and none is of a patient of the outcomes."""
         for name in self.modalities:
-            if not getattr(self, name)["subject_id"].isin(self._patients).any():
+            patients, _ = subject_runs(getattr(self, name)["subject_id"])
+            if not patients.isin(self._patients).any():
                 raise InputError(
                     f"No subject_id of {name} stands in outcomes. Check that both tables write patients alike."
                 )
@@ -304,11 +326,8 @@ class Cohort:
         """Remove the rows of patients of whom nothing is to be predicted."""
         for name in (*EVENT_TABLES, "static"):
             table = getattr(self, name)
-            if table is None or not len(table):
-                continue
-            ours = table["subject_id"].isin(self._patients)
-            if not ours.all():
-                setattr(self, name, table[ours].reset_index(drop=True))
+            if table is not None:
+                setattr(self, name, of_patients(table, self._patients))
 
     # Divisions, always by patient
 

@@ -126,6 +126,8 @@ def read_fhir(
     tables = {table: rows for table, rows in tables.items() if len(rows)}
     cohort = Cohort(outcomes, static=static, **tables, **settings).with_earlier_steps(asked.steps)
     cohort.exclusions = export.exclusions
+    if cohort.exclusions:
+        cohort = cohort.noted(f"lines that cannot be used left out: {len(cohort.exclusions)}")
     for what, count in sorted(events.told.items()):
         cohort = cohort.noted(f"{what}: {count}")
     return cohort

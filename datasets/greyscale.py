@@ -29,9 +29,9 @@ ROBUST_PERCENTILES = (0.5, 99.5)
 # Hounsfield units, (center, width). Source: Radiopaedia, "Windowing (CT)": lungs, mediastinum, brain, bone of the
 # spine. Institutions differ by some tens of units.
 HOUNSFIELD_WINDOWS = {"lung": (-600, 1500), "mediastinum": (50, 350), "brain": (40, 80), "bone": (400, 1800)}
-# Percentiles of more values are those of every n-th, so that memory stays bounded: of 16 million values a percentile
-# of 0.5 is that of 0.5 ± 0.002 (binomial), nearer than a window is ever known.
-LARGEST_SAMPLE = 2**24
+# Percentiles of more values are those of every n-th, so that memory stays bounded: of 2 million values a percentile
+# of 0.5 is that of 0.5 ± 0.005 (binomial), nearer than a window is ever known.
+LARGEST_SAMPLE = 2**21
 # Values at a time: float64 temporaries of 8 MB.
 _BLOCK = 2**20
 _ALL_PADDING = "all its pixels are padding (0028,0120). Leave the file out."
@@ -93,48 +93,24 @@ def render(
 
     Source: DICOM PS3.4 N.2; PS3.3 C.11.1, C.11.2, C.7.6.3.1.2 (MONOCHROME1), C.7.5.1.1.2 (padding).
     """
+    shape, words = frame_window(stored, window)
+    tones = np.empty(stored.values.shape, np.float32)
+    if not paint(tones, stored.values, stored, shape):
+        raise UnreadableImageError(_ALL_PADDING)
+    return tones, words
+
+
+def frame_window(stored: StoredImage, window: int | str | tuple[float, float] | None) -> tuple[Transform, str]:
+    """How modality values of a frame become display values, and the window in words; see `render`."""
     native = stored.values.astype(stored.values.dtype.newbyteorder("="), copy=False)
     if isinstance(window, str):
         require_hounsfield_units(stored.dataset, stored.frame)
     chosen = chosen_window(stored.dataset, stored.frame, stored.big_endian, native.dtype.kind == "f", window)
-    size = native.dtype.itemsize
-    if native.dtype.kind == "f" or size > 2 or native.size < 2 ** (8 * size):
-        shape, words = chosen or _robust_sample(native.ravel(), stored)
-        tones = np.empty(native.shape, np.float32)
-        if not paint(tones, native, stored, shape):
-            raise UnreadableImageError(_ALL_PADDING)
-        return tones, words
-    index = native.view(f"u{size}")
-    table, words = tone_table(index, stored, chosen)
-    return table[index], words
-
-
-def tone_table(
-    index: np.ndarray, stored: StoredImage, chosen: tuple[Transform, str] | None
-) -> tuple[Float[np.ndarray, " value"], str]:
-    """The display value of every stored value of 8 or 16 bits, and the window in words.
-
-    Args:
-        index: the frame's values, in the machine's byte order and as unsigned numbers.
-        stored: the frame.
-        chosen: as `chosen_window` gives it.
-
-    Raises:
-        UnreadableImageError: as `render`.
-    """
-    every = np.arange(2 ** (8 * index.itemsize), dtype=index.dtype).view(stored.values.dtype.newbyteorder("="))
-    measured, padding = _measured(every, stored)
-    # How often each value occurs matters only where padding or percentiles do.
-    counts = _counts(index.ravel(), len(every)) if chosen is None or padding.any() else None
-    present = ~padding if counts is None else ~padding & (counts > 0)
-    if not present.any():
-        raise UnreadableImageError(_ALL_PADDING)
-    shape, words = chosen or robust_window(measured[present], counts[present])
-    return _shown(measured, padding, shape, is_inverted(stored)), words
+    return chosen or _robust(native, stored)
 
 
 def paint(tones: np.ndarray, values: np.ndarray, stored: StoredImage, shape: Transform | None) -> bool:
-    """Fill `tones` with the display values of stored values, padding black, a block at a time.
+    """Fill `tones` with the display values of stored values, padding black, without a large temporary.
 
     Args:
         tones: float32, contiguous, of the shape of `values`.
@@ -146,14 +122,73 @@ def paint(tones: np.ndarray, values: np.ndarray, stored: StoredImage, shape: Tra
     Raises:
         UnreadableImageError: values are not finite, before or after rescale.
     """
-    inverted, found = is_inverted(stored), False
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    inverted = is_inverted(stored)
+
+    def painted(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        measured, padding = _measured(some, stored)
+        if shape is None:
+            return np.where(padding, np.nan, measured).astype(np.float32), padding
+        return _shown(measured, padding, shape, inverted), padding
+
+    if table := _every_value(values):
+        every, index = table
+        shades, padding = painted(every)
+        tones[...] = shades[index]
+        return not padding.any() or not padding[index].all()
+    target, source, found = tones.reshape(-1), values.reshape(-1), False
+    for start in range(0, len(source), _BLOCK):
+        target[start : start + _BLOCK], padding = painted(source[start : start + _BLOCK])
+        found = found or not padding.all()
+    return found
+
+
+def _every_value(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """All values of integers of up to 16 bits, and which of them each pixel has; None where there are fewer pixels."""
+    size = values.dtype.itemsize
+    if values.dtype.kind == "f" or size > 2 or values.size < 2 ** (8 * size):
+        return None
+    return np.arange(2 ** (8 * size), dtype=f"u{size}").view(values.dtype), values.view(f"u{size}")
+
+
+def _robust(values: np.ndarray, stored: StoredImage) -> tuple[Transform, str]:
+    """The window between percentiles of a frame's modality values."""
+    if table := _every_value(values):
+        every, index = table
+        measured, padding = _measured(every, stored)
+        counts = _counts(index.ravel(), len(every))
+        present = ~padding & (counts > 0)
+        if present.any():
+            return robust_window(measured[present], counts[present])
+        raise UnreadableImageError(_ALL_PADDING)
+    flat = values.ravel()
+    for some in (sample(flat), flat):
+        measured, padding = _measured(some, stored)
+        if not padding.all():
+            return robust_window(measured[~padding], None)
+    raise UnreadableImageError(_ALL_PADDING)
+
+
+def _counts(indices: np.ndarray, length: int) -> np.ndarray:
+    """How often each index occurs; a block at a time, since counting widens each to eight bytes."""
+    blocks = (indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK))
+    return sum(np.bincount(block, minlength=length) for block in blocks)
+
+
+def sample(values: np.ndarray) -> np.ndarray:
+    """Every n-th of a flat array, at most LARGEST_SAMPLE; n is odd, so that no even width of rows is a multiple."""
+    step = -(-len(values) // LARGEST_SAMPLE)
+    return values[:: step | 1] if step > 1 else values
+
+
+def scaled(values: np.ndarray, shape: Transform, *, inverted: bool = False) -> np.ndarray:
+    """Values in [0, 1], float32, of modality values that are finite, a block at a time."""
+    tones = np.empty(values.shape, np.float32)
     target, source = tones.reshape(-1), values.reshape(-1)
     for start in range(0, len(source), _BLOCK):
-        measured, padding = _measured(source[start : start + _BLOCK], stored)
-        found = found or not padding.all()
-        painted = _shown(measured, padding, shape, inverted) if shape else np.where(padding, np.nan, measured)
-        target[start : start + _BLOCK] = painted
-    return found
+        block = shape(source[start : start + _BLOCK].astype(np.float64))
+        target[start : start + _BLOCK] = 1 - block if inverted else block
+    return tones
 
 
 def _measured(values: np.ndarray, stored: StoredImage) -> tuple[np.ndarray, np.ndarray]:
@@ -178,26 +213,6 @@ def _shown(measured: np.ndarray, padding: np.ndarray, shape: Transform, inverted
         tones = 1 - tones
     tones[padding] = 0
     return tones.astype(np.float32)
-
-
-def _counts(indices: np.ndarray, length: int) -> np.ndarray:
-    """How often each index occurs; a block at a time, since counting widens each to eight bytes."""
-    blocks = (indices[start : start + _BLOCK] for start in range(0, len(indices), _BLOCK))
-    return sum(np.bincount(block, minlength=length) for block in blocks)
-
-
-def _robust_sample(values: np.ndarray, stored: StoredImage) -> tuple[Transform, str]:
-    for some in (sample(values), values):
-        measured, padding = _measured(some, stored)
-        if not padding.all():
-            return robust_window(measured[~padding], None)
-    raise UnreadableImageError(_ALL_PADDING)
-
-
-def sample(values: np.ndarray) -> np.ndarray:
-    """Every n-th of a flat array, at most LARGEST_SAMPLE; n is odd, so that no even width of rows is a multiple."""
-    step = -(-len(values) // LARGEST_SAMPLE)
-    return values[:: step | 1] if step > 1 else values
 
 
 def modality_transform(stored: StoredImage) -> Transform:
@@ -302,7 +317,7 @@ def robust_window(values: np.ndarray, counts: np.ndarray | None) -> tuple[Transf
     """A linear window between percentiles; between the extremes where those agree, black if these do too.
 
     Args:
-        values: finite, at least one.
+        values: float64, finite, at least one.
         counts: how often each occurs; None for once.
     """
     low, high = np.percentile(values, ROBUST_PERCENTILES, weights=counts, method="inverted_cdf")

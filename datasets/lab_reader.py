@@ -12,7 +12,7 @@ from .cohort import Cohort
 from .errors import InputError
 from .prepared import Packed
 from .recent import select
-from .windows import Window
+from .windows import Window, subject_runs
 
 # Between the 10th and the 90th percentile of a normal distribution lie 2.563 standard deviations, and
 # between its quartiles 1.349. Of ten values or fewer, one wild one would move the 90th percentile.
@@ -51,17 +51,20 @@ class LabReader:
         """Learn the vocabulary and one scale a code from what the training samples may see."""
         self.codes_ = []
         scales: list[tuple[float, float, float]] = []
-        for code, events in self._seen(cohort).groupby("code", sort=True):
-            if events["subject_id"].nunique() >= self.rare:
-                self.codes_.append(str(code))
-                scales.append(robust_scale(events["value"].to_numpy(np.float64)))
+        if cohort.labs is not None:
+            # Each measurement that some sample sees, once; the sort keeps those of a code by patient.
+            rows = np.unique(cohort.window("labs").rows)
+            code, names = cohort.labs["code"].cat.codes.to_numpy()[rows], cohort.labs["code"].cat.categories
+            rows = rows[np.argsort(code, kind="stable")]
+            ends = np.cumsum(np.bincount(code, minlength=len(names))).tolist()
+            values = cohort.labs["value"].to_numpy(np.float64)
+            for name, start, end in zip(names, [0, *ends], ends, strict=False):
+                own = rows[start:end]
+                patients, _ = subject_runs(cohort.labs["subject_id"].iloc[own])
+                if len(patients) >= self.rare:
+                    self.codes_.append(name)
+                    scales.append(robust_scale(values[own]))
         self.centre_, self.spread_, self.floor_ = np.array(scales, dtype=np.float64).reshape(-1, 3).T
-
-    def _seen(self, cohort: Cohort) -> pd.DataFrame:
-        """Each measurement that some sample sees, once."""
-        if cohort.labs is None:
-            return pd.DataFrame({"subject_id": [], "code": [], "value": []})
-        return cohort.labs.iloc[np.unique(cohort.window("labs").rows)]
 
     def pack(self, cohort: Cohort) -> Packed:
         """Measurements of the vocabulary, scaled; others are counted in the remarks."""
@@ -69,15 +72,18 @@ class LabReader:
         if cohort.labs is None:
             nothing = {"code": np.zeros(0, np.int64), "value": np.zeros(0, np.float32)}
             return Packed(Labs, window.offsets, window.rows, window.hours, nothing, {"step": np.zeros(0, np.int64)})
-        code = pd.Index(self.codes_, dtype="str").get_indexer(cohort.labs["code"])
-        known = code[window.rows] >= 0
+        category, names = cohort.labs["code"].cat.codes.to_numpy(np.intp), cohort.labs["code"].cat.categories
+        place = pd.Index(self.codes_, dtype="str").get_indexer(names)
+        code = place[category]
         remarks = []
-        if not known.all():
-            strange = cohort.labs["code"].iloc[np.unique(window.rows[~known])]
-            remarks.append(
-                f"labs: {int((~known).sum())} measurements of {strange.nunique()} codes outside the vocabulary"
-            )
-        window = select(window, known)
+        if (place < 0).any():
+            known = code[window.rows] >= 0
+            strange = names[np.unique(category[window.rows[~known]])]
+            if len(strange):
+                remarks.append(
+                    f"labs: {int((~known).sum())} measurements of {len(strange)} codes outside the vocabulary"
+                )
+            window = select(window, known)
         step, early = self._time_steps(window)
         if early.any():
             remarks.append(f"labs: {int(early.sum())} measurements before the last {self.steps} time steps")
@@ -90,30 +96,29 @@ class LabReader:
         if not self.codes_:
             return np.zeros(len(values), np.float32)
         values = values.astype(np.float64)
-        floor = self.floor_[code]
-        logarithmic = floor > 0
-        values = np.where(logarithmic, np.log(np.maximum(values, np.where(logarithmic, floor, 1.0))), values)
+        logarithmic = np.flatnonzero(self.floor_[code] > 0)
+        values[logarithmic] = np.log(np.maximum(values[logarithmic], self.floor_[code[logarithmic]]))
         scaled = (values - self.centre_[code]) / self.spread_[code]
-        return np.where(code >= 0, np.clip(scaled, -_LIMIT, _LIMIT), 0).astype(np.float32)
+        scaled = np.clip(scaled, -_LIMIT, _LIMIT).astype(np.float32)
+        scaled[code < 0] = 0
+        return scaled
 
     def _time_steps(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """The number of each event's time step, and which events lie before the last `steps` of them.
 
         Steps without a measurement do not exist: a long silence costs nothing.
         """
-        bins = np.floor(window.hours.astype(np.float64) / self.resolution).astype(np.int64)
-        order = np.lexsort((bins, window.samples))
-        sample, ordered = window.samples[order], bins[order]
-        new_sample = np.diff(sample, prepend=-1) != 0
-        new_step = new_sample | (np.diff(ordered, prepend=0) != 0)
-        count = np.cumsum(new_step)
-        first_of_sample = np.maximum.accumulate(np.where(new_sample, count, 0))
-        step = np.empty(len(order), np.int64)
-        step[order] = count - first_of_sample
-        last = np.zeros(len(window.offsets) - 1, np.int64)
-        np.maximum.at(last, window.samples, step)
-        surplus = np.maximum(last + 1 - self.steps, 0)[window.samples]
-        return step - surplus, step < surplus
+        bins = np.floor(window.hours.astype(np.float64) / self.resolution)
+        # Events of a sample ascend in time, so that a new step begins where the bin changes.
+        begins = np.diff(bins, prepend=0.0) != 0
+        counts = np.diff(window.offsets)
+        filled = np.flatnonzero(counts)
+        begins[window.offsets[filled]] = True
+        number = np.cumsum(begins)
+        first, last = number[window.offsets[filled]], number[window.offsets[filled + 1] - 1]
+        surplus = np.maximum(last - first + 1 - self.steps, 0)
+        step = number - np.repeat(first + surplus, counts[filled])
+        return step, step < 0
 
     def state(self) -> dict[str, object]:
         scales = {name: getattr(self, name).tolist() for name in ("centre_", "spread_", "floor_")}

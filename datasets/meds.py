@@ -34,7 +34,6 @@ import pyarrow.parquet as pq
 from .errors import InputError
 from .files import read_table, resolve_paths
 from .outcomes import OutcomeKind
-from .splits import as_subject_splits
 from .windows import available_time
 
 if TYPE_CHECKING:
@@ -229,6 +228,27 @@ def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) 
     Raises:
         InputError: a file is missing or of another schema.
     """
+    cohort, division = read_undivided(kind, folder, settings), read_division(folder)
+    return cohort if division is None else cohort.with_splits(division)
+
+
+def read_division(folder: Path) -> pd.DataFrame | None:
+    """`subject_id` and `split` as a dataset states them, ids as in its cohort; None where it is not divided."""
+    path = folder / "metadata" / "subject_splits.parquet"
+    if not path.is_file():
+        return None
+    division = read_table(path)
+    if not _read_layout(folder / "metadata" / "chiasm.json").get("text_ids") or "subject_id" not in division.columns:
+        return division
+    return division.assign(subject_id=division["subject_id"].map(_original_ids(folder)))
+
+
+def _original_ids(folder: Path) -> pd.Series:
+    return read_table(folder / "metadata" / "subject_ids.parquet").set_index("subject_id")["original_id"]
+
+
+def read_undivided(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) -> Cohort:
+    """`read_meds`, whatever the dataset says of its division."""
     shards = sorted((folder / "data").rglob("*.parquet"))
     if not shards:
         raise InputError(f"{folder / 'data'} has no .parquet file. A MEDS dataset keeps its events there.")
@@ -241,13 +261,7 @@ def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) 
     chosen = {"history": known.get("history"), **settings}
     chosen["outcome_kinds"] = kinds | dict(chosen.get("outcome_kinds") or {})
     cohort = kind(**tables, **chosen)
-    division = folder / "metadata" / "subject_splits.parquet"
-    if division.is_file():
-        cohort.subject_splits = as_subject_splits(read_table(division), cohort.outcomes["subject_id"])
-    if known.get("text_ids"):
-        names = read_table(folder / "metadata" / "subject_ids.parquet").set_index("subject_id")["original_id"]
-        return cohort.rename_subjects(names)
-    return cohort
+    return cohort.rename_subjects(_original_ids(folder)) if known.get("text_ids") else cohort
 
 
 def _read_layout(path: Path) -> dict:
@@ -308,7 +322,7 @@ def _static_table(facts: pd.DataFrame) -> pd.DataFrame:
     """Facts without a time as one row a patient; a code such as `GENDER//F` alone is a category."""
     column = facts["code"].str.removeprefix(f"{_STATIC}//")
     bare = facts["numeric_value"].isna() & facts["text_value"].isna()
-    category = column.str.split("//", n=1).str.get(1).where(bare)
+    category = column.str.split("//", n=1).str.get(1).astype("str").where(bare)
     column = column.where(~bare, column.str.split("//", n=1).str.get(0))
     value = facts["numeric_value"].astype(object).where(facts["numeric_value"].notna(), facts["text_value"])
     value = value.where(~bare, category.fillna("present"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,18 +13,24 @@ import numpy as np
 from .batch import Notes
 from .cohort import Cohort
 from .errors import InputError
+from .fingerprints import content
 from .prepared import Packed
-from .recent import most_recent
-from .windows import Window
+from .recent import expanded, most_recent
+from .shelf import Made
+from .store import Store
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
+# A note takes a millisecond or so to cut, far less than an image to decode.
+_NOTES_A_CHUNK = 256
 LONGEST_WORD = 100
 """Letters that WordPiece takes at most; it calls a longer word unknown, and learning from one takes time
 that grows with the square of its length."""
+# About a second of work; a tokenizer of 30,000 words takes 30 ms to reach a worker.
+_NOTES_A_CHUNK = 256
 _SPECIAL = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}
 
 
@@ -71,36 +78,42 @@ class NoteReader:
         window = cohort.window("notes")
         used = np.unique(window.rows)
         texts = [] if cohort.notes is None else cohort.notes["text"].iloc[used].tolist()
-        pieces, of_note = self._pieces(texts)
+        first, counts, arrays = self._stored(cohort.store, texts) if cohort.store else self._held(texts)
         remarks = []
-        blank = len(texts) - len(np.unique(of_note))
+        blank = int((counts == 0).sum())
         if blank:
             remarks.append(f"notes: {blank} in which the tokenizer found no word")
-        by_piece = _expanded(window, np.searchsorted(used, window.rows), np.bincount(of_note, minlength=len(used)))
+        note = np.searchsorted(used, window.rows)
+        by_piece = expanded(window, first[note], counts[note])
         by_piece, dropped = most_recent(by_piece, self.most)
         if dropped:
             remarks.append(f"notes: {dropped} pieces older than the {self.most} most recent of their patient")
-        length = np.array([len(piece) for piece in pieces], np.int32)
-        tokens = np.zeros((len(pieces), max(length, default=0)), np.int32)
-        for row, piece in zip(tokens, pieces, strict=True):
-            row[: len(piece)] = piece
-        arrays = {"tokens": tokens, "length": length}
         return Packed(Notes, by_piece.offsets, by_piece.rows, by_piece.hours, arrays, remarks=tuple(remarks))
 
-    def _pieces(self, texts: list[str]) -> tuple[list[list[int]], np.ndarray]:
-        """Token numbers of every piece, and the number of the note each comes from, ascending."""
-        self.tokenizer_.enable_truncation(self.length, stride=self.overlap)
-        pieces: list[list[int]] = []
-        of_note: list[int] = []
-        for number, text in enumerate(texts):
-            encoded = self.tokenizer_.encode(text)
-            for piece in (encoded, *encoded.overflowing):
-                if not all(piece.special_tokens_mask):
-                    pieces.append(piece.ids)
-                    of_note.append(number)
-        # What was fitted stays as it was: the cut belongs to this reader's settings.
-        self.tokenizer_.no_truncation()
-        return pieces, np.array(of_note, np.int64)
+    def _cutting(self) -> Tokenizer:
+        """The tokenizer, set to this reader's length and overlap; what was fitted stays as it was."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_.to_str())
+        tokenizer.enable_truncation(self.length, stride=self.overlap)
+        return tokenizer
+
+    def _held(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """In memory: the first piece of each text, how many it has, and all pieces."""
+        tokenizer = self._cutting()
+        pieces = [_pieces(tokenizer, text) for text in texts]
+        counts = np.array([len(own) for own in pieces], np.int64)
+        return np.cumsum(counts) - counts, counts, _as_arrays([piece for own in pieces for piece in own])
+
+    def _stored(self, store: Store, texts: list[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """The same in a store, each text once."""
+        settings = {"length": self.length, "overlap": self.overlap, "tokenizer": content(self.tokenizer_.to_str())}
+        shelf = store.shelf("notes", settings, {"tokens": ("i4", (self.length,)), "length": ("i4", ())})
+        contents = {text: content(text) for text in texts}
+        make = partial(_made, self._cutting(), self.length)
+        shelf.add(contents, make, "tokenizing notes", chunk=_NOTES_A_CHUNK)
+        found = np.array([shelf.find(contents[text]) for text in texts], np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1], shelf.arrays()
 
     def state(self) -> dict[str, object]:
         return {"tokenizer_": self.tokenizer_.to_str()}
@@ -111,13 +124,24 @@ class NoteReader:
         self.tokenizer_ = Tokenizer.from_str(state["tokenizer_"])
 
 
-def _expanded(window: Window, note: np.ndarray, pieces_of_note: np.ndarray) -> Window:
-    """The window of notes as a window of their pieces, in reading order."""
-    counts = pieces_of_note[note]
-    first = (np.cumsum(pieces_of_note) - pieces_of_note)[note]
-    rows = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
-    ends = np.concatenate([[0], np.cumsum(counts)])
-    return Window(ends[window.offsets], rows, np.repeat(window.hours, counts))
+def _pieces(tokenizer: Tokenizer, text: str) -> list[list[int]]:
+    """Token numbers of each piece of a text; none where there is no word."""
+    encoded = tokenizer.encode(text)
+    return [piece.ids for piece in (encoded, *encoded.overflowing) if not all(piece.special_tokens_mask)]
+
+
+def _as_arrays(pieces: list[list[int]], width: int = 0) -> dict[str, np.ndarray]:
+    """Pieces padded with zeros to the longest, or to `width`."""
+    length = np.array([len(piece) for piece in pieces], np.int32)
+    tokens = np.zeros((len(pieces), width or max(length, default=0)), np.int32)
+    for row, piece in zip(tokens, pieces, strict=True):
+        row[: len(piece)] = piece
+    return {"tokens": tokens, "length": length}
+
+
+def _made(tokenizer: Tokenizer, width: int, texts: list[str]) -> list[Made]:
+    """Tokenize texts; a worker's part of the work."""
+    return [Made(text, content(text), _as_arrays(_pieces(tokenizer, text), width)) for text in texts]
 
 
 def train_wordpiece(texts: list[str], vocabulary: int) -> Tokenizer:

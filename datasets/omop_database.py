@@ -80,7 +80,8 @@ class Database:
             ) from None
         except ImportError as error:
             raise InputError(f"The driver of {url.drivername} is not installed. {INSTALL}, or that driver.") from error
-        self.where = url.render_as_string(hide_password=True)
+        shown = url.set(query={}).render_as_string(hide_password=True)
+        self.where = shown if schema is None else f"{shown} (schema {schema})"
         self._about = [url.set(password=None).render_as_string(), schema]
         self._schema = schema
         self._temporary = TemporaryDirectory(prefix="chiasm-omop-") if cache is None else None
@@ -90,28 +91,42 @@ class Database:
         self._names: dict[str, str] = {}
 
     def __enter__(self) -> Database:
-        import sqlalchemy
+        from sqlalchemy import exc
 
-        with naming_full_disk(self._cache):
-            self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            with self.engine.connect() as connection:
-                look = sqlalchemy.inspect(connection)
-                names = look.get_table_names(self._schema) + look.get_view_names(self._schema)
-                self._names = {name.lower(): name for name in names}
-                if self.engine.dialect.name == "postgresql":
-                    zone = connection.exec_driver_sql("SHOW TimeZone").scalar()
-                    self._zone = zone if zone in zoneinfo.available_timezones() else "UTC"
-        except sqlalchemy.exc.SQLAlchemyError as error:
+            self._cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._look()
+        except OSError as error:
+            raise InputError(
+                f"The folder {self._cache} cannot be made ({error.strerror}). Give another one."
+            ) from error
+        except exc.SQLAlchemyError as error:
+            self._tidy()
             # No patient is in what a database says at its door.
             said = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
             raise InputError(f"The database {self.where} cannot be opened: {said}. Check the URL.") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _look(self) -> None:
+        """Which tables there are, and the zone in which the database writes times with zones."""
+        import sqlalchemy
+
+        with self.engine.connect() as connection:
+            look = sqlalchemy.inspect(connection)
+            for form in (*map(str.upper, LAYOUTS), *LAYOUTS):
+                if look.has_table(form, schema=self._schema):
+                    self._names[form.lower()] = form
+            if self.engine.dialect.name == "postgresql":
+                zone = connection.exec_driver_sql("SHOW TimeZone").scalar()
+                self._zone = zone if zone in zoneinfo.available_timezones() else "UTC"
+
+    def _tidy(self) -> None:
         self.engine.dispose()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    def __exit__(self, *_: object) -> None:
+        self._tidy()
 
     def prepare(self, connection: object) -> None:
         """Nothing: the engine reads Parquet files."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from .codestreams import MOST_SCANS, TOO_MANY_SCANS
 from .errors import InputError, UnreadableImageError
-from .greyscale import Window, given_window, robust_window
+from .greyscale import Window, given_window, robust_window, sample, scaled
 from .locations import MeteredFile
 from .refusals import refusing
 
@@ -161,20 +161,20 @@ def _tiff(image: TiffImageFile, window: tuple[float, float] | None, limit_bytes:
     elif values.dtype.kind == "u" and bits <= 16:
         shape, words = Window(2.0**bits / 2 - 0.5, 2.0**bits - 1, "LINEAR_EXACT"), "all values"
     else:
-        shape, words = robust_window(values.ravel(), None)
-    tones = shape(values.astype(np.float64))
+        shape, words = robust_window(sample(values.ravel()).astype(np.float64), None)
     # Pillow inverts pictures of up to 8 bits only.
-    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-    return (1 - tones if inverted else tones).astype(np.float32)[None], words
+    return scaled(values, shape, inverted=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)[None], words
 
 
 def _planes(image: Image) -> np.ndarray:
     """Grey or RGB of a decoded picture, composited on black, `[channel, height, width]`."""
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        tones = values / np.float32(65_535)
-        return np.where(values == clear, 0, tones).astype(np.float32)[None]
+        values = np.asarray(image)
+        tones = values.astype(np.float32) / np.float32(65_535)
+        if clear is not None:
+            tones[values == clear] = 0
+        return tones[None]
     if image.mode in ("1", "L", "LA", "La"):
         image = image.convert("LA" if clear is not None or (image.mode != "1" and "A" in image.mode) else "L")
     elif image.mode in ("RGBA", "RGBa", "PA") or clear is not None:

@@ -78,7 +78,7 @@ def read_image(
             file of four dimensions.
         series_uid: which Series Instance UID (0020,000E), where a folder holds several.
         limit_bytes: larger files, and files and volumes that would decode to more bytes, are refused.
-            Reading needs at most four times as much memory.
+            Reading needs at most five times as much memory.
 
     Raises:
         UnreadableImageError: the file gives no trustworthy pixels, or the slices no one volume; the message

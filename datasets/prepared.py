@@ -11,7 +11,9 @@ import pandas as pd
 import torch
 
 from .batch import Batch, Notes, Part
+from .checks import Exclusion
 from .cohort import Cohort
+from .fingerprints import cohort_content
 from .outcomes import OutcomeKind, encode_outcomes
 
 
@@ -32,6 +34,8 @@ class Packed:
     """By field of the part, `[entry, ...]`, for what depends on the sample and not on the row alone."""
     remarks: tuple[str, ...] = ()
     """What was left out on the way, counted."""
+    exclusions: tuple[Exclusion, ...] = ()
+    """The files that were left out because the cohort's store was asked to, one by one."""
 
     def take(self, samples: np.ndarray) -> Part:
         """The part of a batch that holds these samples."""
@@ -108,6 +112,11 @@ class PreparedSamples(torch.utils.data.Dataset):
         return tuple(remark for packed in self.parts.values() for remark in packed.remarks)
 
     @property
+    def exclusions(self) -> tuple[Exclusion, ...]:
+        """The files that were left out because they cannot be read, where that was asked for."""
+        return tuple(one for packed in self.parts.values() for one in packed.exclusions)
+
+    @property
     def sizes(self) -> np.ndarray:
         """int64 `[sample]`: entries of all modalities, the measure by which batches are bucketed."""
         counts = [np.diff(packed.offsets) for packed in self.parts.values()]
@@ -122,23 +131,23 @@ class PreparedSamples(torch.utils.data.Dataset):
 def prepare(
     cohort: Cohort, readers: Mapping[str, Reader], outcome_kinds: Mapping[str, OutcomeKind] | None = None
 ) -> PreparedSamples:
-    """Read a cohort through fitted readers.
+    """Read a cohort through fitted readers, into memory, or into the cohort's store and mapped from there.
 
     Args:
-        cohort: the samples.
+        cohort: the samples; with a store if it was given one by `Cohort.with_store`.
         readers: one a modality, fitted.
         outcome_kinds: the outcomes to encode; None for prediction, where they are not needed.
 
     Raises:
-        InputError: a file cannot be read, or an outcome does not fit its kind.
+        InputError: a file cannot be read, an outcome does not fit its kind, or the store's disk is full.
     """
     values, known = encode_outcomes(cohort.outcomes, outcome_kinds or {})
-    return PreparedSamples(
-        keys=cohort.outcomes[["subject_id", "prediction_time"]],
-        parts={name: reader.pack(cohort) for name, reader in readers.items()},
-        outcomes=values,
-        known=known,
-    )
+    if cohort.store is None:
+        parts = {name: reader.pack(cohort) for name, reader in readers.items()}
+    else:
+        content = cohort_content(cohort)
+        parts = {name: cohort.store.packed(name, reader, cohort, content) for name, reader in readers.items()}
+    return PreparedSamples(cohort.outcomes[["subject_id", "prediction_time"]], parts, values, known)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""When a sample has more than a model should read: the most recent stays, the rest is counted."""
+"""What a sample reads: the most recent of its entries, and the rows that each of them is."""
 
 from __future__ import annotations
 
@@ -18,3 +18,15 @@ def most_recent(window: Window, most: int) -> tuple[Window, int]:
     ends = np.repeat(window.offsets[1:], np.diff(window.offsets))
     keep = ends - np.arange(len(window.rows)) <= most
     return select(window, keep), int((~keep).sum())
+
+
+def runs(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers `first[i]` to `first[i] + counts[i] - 1` of every i, one run after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
+
+
+def expanded(window: Window, first: np.ndarray, counts: np.ndarray) -> Window:
+    """The window in which entry i became the rows from `first[i]` on, `counts[i]` of them."""
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    return Window(ends[window.offsets], runs(first, counts), np.repeat(window.hours, counts))

@@ -14,6 +14,7 @@ from os import PathLike
 
 from .errors import InputError, UnreadableImageError
 
+_SILENT = logging.CRITICAL + 1
 # What pydicom, its decoders and Pillow raise on malformed files, seen on mutated ones, beside pydicom's own
 # types: elements of the wrong kind (AttributeError, TypeError, ValueError with UnicodeError), lookups
 # (KeyError, IndexError), numbers (OverflowError, ZeroDivisionError, InvalidOperation), short files
@@ -45,7 +46,7 @@ def _malformed() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def refusing(reason: str) -> Iterator[None]:
-    """Keep a foreign library's warnings and log inside, and turn its failures into a refusal.
+    """Turn a foreign library's failures into a refusal, and keep its warnings and log inside.
 
     The library's own text is dropped, also from the traceback: it may quote header values, which may
     name a patient.
@@ -56,17 +57,31 @@ def refusing(reason: str) -> Iterator[None]:
     Raises:
         UnreadableImageError: the block failed with one of those types.
     """
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silence():
             yield
     except InputError:
         raise
     except _malformed() as error:
         raise UnreadableImageError(f"{reason} [{type(error).__name__}]") from None
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep warnings and pydicom's log inside, which may quote header values.
+
+    Inside another silence it costs nothing, so it is worth its while around many a `refusing`.
+    """
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    if level == _SILENT:
+        yield
+        return
+    logger.setLevel(_SILENT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 

@@ -17,7 +17,7 @@ from .locations import Location, opened
 from .lookup import Lookup
 from .origins import origin
 from .patients import patient_digest
-from .refusals import naming, refusing
+from .refusals import naming, refusing, silence
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -114,7 +114,7 @@ def slices_of_file(path: Location, key: bytes, limit_bytes: int) -> list[Slice] 
         UnreadableImageError: it is named like a DICOM file and is none, its header cannot be read, or it does
             not say where it lies.
     """
-    with naming(path), opened(path, limit_bytes) as stream:
+    with naming(path), silence(), opened(path, limit_bytes) as stream:
         head = stream.read(352)
         stream.seek(0)
         if not looks_like_dicom(head):

@@ -174,12 +174,10 @@ def _decoded(dataset: Dataset, layout: _Layout, frame: int, limit_bytes: int) ->
             declared = (layout.rows, layout.columns, layout.samples)
             fragments = _fragments(data, layout, frame, options)
             check_codestream(fragments, declared, layout.allocated, layout.syntax == _RLE, limit_bytes)
+        elif layout.allocated == 1 and layout.samples == 1:
+            return _single_bits(dataset, layout, frame), layout.photometric
         plugin = next((name for name in _PLUGINS if name in decoder.available_plugins), "")
-        # pydicom cuts one bit-packed frame out of several a byte short, so all of them are unpacked.
-        index = None if layout.allocated == 1 else frame
-        values, properties = decoder.as_array(dataset, index=index, decoding_plugin=plugin, **options)
-        if index is None and layout.frames > 1:
-            values = values[frame]
+        values, properties = decoder.as_array(dataset, index=frame, decoding_plugin=plugin, **options)
     return values, str(properties["photometric_interpretation"])
 
 
@@ -188,6 +186,17 @@ def _fragments(data: bytes, layout: _Layout, frame: int, options: dict[str, obje
 
     tables = options.get("extended_offsets")
     return get_frame(data, frame, number_of_frames=layout.frames, extended_offsets=tables)
+
+
+def _single_bits(dataset: Dataset, layout: _Layout, frame: int) -> np.ndarray:
+    """One frame of native single bits, which need not start at a byte; pydicom cuts it a byte short."""
+    size = layout.rows * layout.columns
+    first = frame * size // 16 * 2
+    packed = np.frombuffer(element(dataset, layout.element)[first : -(-(frame + 1) * size // 16) * 2], "u1")
+    if layout.syntax == BIG_ENDIAN and dataset[layout.element].VR == "OW":
+        packed = packed[: len(packed) // 2 * 2].view(">u2").astype("<u2").view("u1")
+    start = frame * size - 8 * first
+    return np.unpackbits(packed, bitorder="little")[start : start + size].reshape(layout.rows, layout.columns)
 
 
 def _native_frame(fragments: bytes, layout: _Layout, options: dict[str, object]) -> tuple[np.ndarray, str]:

@@ -11,6 +11,9 @@ from .checks import TableCheck
 from .errors import InputError
 from .words import as_words
 
+# Every number of this many digits fits int64.
+_DIGITS = 18
+
 
 def subject_names(values: pd.Series, check: TableCheck) -> pd.Series:
     """Patient ids as trimmed text; whether they are numbers is decided over all tables.
@@ -42,19 +45,29 @@ def are_whole_numbers(names: Iterable[str]) -> bool:
     """Whether all ids are int64 in their plain form ("17", not "017" or "1e3")."""
     for name in names:
         digits = name.removeprefix("-")
-        if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
+        if not digits.isascii() or not digits.isdigit() or len(digits) > _DIGITS:
             return False
         if str(int(name)) != name:
             return False
     return True
 
 
-def of_one_type(tables: Mapping[str, pd.DataFrame], checks: Mapping[str, TableCheck]) -> dict[str, pd.DataFrame]:
-    """The tables with `subject_id` as int64 if all of them are plain numbers, else as text."""
+def of_one_type(
+    tables: Mapping[str, pd.DataFrame], checks: Mapping[str, TableCheck], whole: bool = True
+) -> dict[str, pd.DataFrame]:
+    """The tables with `subject_id` as int64 if all of them are plain numbers, else as text.
+
+    Args:
+        tables: by name, each with `subject_id`.
+        checks: by name, take up rows without an id.
+        whole: False if it is known beforehand that some id is no plain number.
+    """
+    if whole and all(are_small_integers(table["subject_id"]) for table in tables.values()):
+        return {name: table.astype({"subject_id": "int64"}) for name, table in tables.items()}
     names = {name: subject_names(table["subject_id"], checks[name]) for name, table in tables.items()}
     distinct = {name: pd.factorize(column) for name, column in names.items()}
     # Rows without an id are refused above; the number they get here is never looked at.
-    whole = all(are_whole_numbers(name or "0" for name in ids) for _, ids in distinct.values())
+    whole = whole and all(are_whole_numbers(name or "0" for name in ids) for _, ids in distinct.values())
     if not whole:
         return {name: table.assign(subject_id=names[name]) for name, table in tables.items()}
     return {
@@ -63,3 +76,11 @@ def of_one_type(tables: Mapping[str, pd.DataFrame], checks: Mapping[str, TableCh
         )
         for name, table in tables.items()
     }
+
+
+def are_small_integers(ids: pd.Series) -> bool:
+    """Whether a column is one of integers that `are_whole_numbers` would take, without writing them out."""
+    if not isinstance(ids.dtype, np.dtype) or ids.dtype.kind not in "iu":
+        return False
+    numbers = ids.to_numpy()
+    return not len(numbers) or max(-int(numbers.min()), int(numbers.max())) < 10**_DIGITS

@@ -12,7 +12,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from .checks import TableCheck
+from .checks import Excerpt, Policy, TableCheck
 from .errors import InputError
 from .times import are_dates, parse_times
 from .words import Words, as_words
@@ -63,6 +63,18 @@ def require_columns(table: pd.DataFrame, name: str) -> None:
             )
 
 
+def as_excerpt(name: str, table: pd.DataFrame | Excerpt, policy: Policy) -> Excerpt:
+    """A table as it was given, of which nothing is known to be wrong yet; an excerpt as it is.
+
+    Raises:
+        InputError: a column is missing or stands there twice.
+    """
+    if isinstance(table, Excerpt):
+        return table
+    require_columns(table, name)
+    return Excerpt(table.reset_index(drop=True), TableCheck(name, len(table), policy))
+
+
 def parse_lab_values(values: pd.Series, check: TableCheck) -> pd.Series:
     """Lab values as float32, refusing what is blank, not a number, infinite or impossibly large.
 
@@ -72,7 +84,10 @@ def parse_lab_values(values: pd.Series, check: TableCheck) -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(values.dtype) or values.dtype.kind in "mMc":
         raise InputError(f"{check.table}.value holds {values.dtype}, not numbers. Write results as plain numbers.")
     if pd.api.types.is_numeric_dtype(values.dtype):
-        numbers = values.to_numpy("float64", na_value=np.nan)
+        numbers = values.to_numpy(None if values.dtype == "float32" else "float64", na_value=np.nan)
+        # Neither NaN nor infinity passes; the marks below are for a column that has something to mark.
+        if max(numbers.max(initial=0), -numbers.min(initial=0)) <= LARGEST_LAB_VALUE:
+            return pd.Series(numbers.astype("float32", copy=False), index=values.index, name="value", copy=False)
         blank = np.isnan(numbers)
     else:
         words = as_words(values)
@@ -103,6 +118,22 @@ def parse_words(values: pd.Series, check: TableCheck, column: str, *, optional: 
         check.refuse(words.blank, f"{column} is blank", "Fill it in, or remove the row")
         return text
     return text.mask(words.blank)
+
+
+def parse_codes(values: pd.Series, check: TableCheck, column: str) -> pd.Series:
+    """A text column of many rows and few words, as a categorical; a blank is refused."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        return parse_words(values, check, column).astype("category")
+    # Each word is looked at once, and not once a row.
+    places, words = values.cat.codes.to_numpy(), as_words(pd.Series(values.cat.categories))
+    unfit = words.blank | words.broken | words.strange
+    if unfit.any() or (places < 0).any():
+        parse_words(values, check, column)
+    elif values.cat.categories.identical(pd.Index(words.text.str.strip())):
+        return values
+    merged, names = pd.factorize(words.text.str.strip().mask(unfit), sort=True)
+    coded = np.append(merged, -1).astype(places.dtype)[places]
+    return pd.Series(pd.Categorical.from_codes(coded, names), index=values.index)
 
 
 def refuse_unreadable(words: Words, check: TableCheck, column: str) -> None:
@@ -143,11 +174,13 @@ def parse_rows(table: pd.DataFrame, check: TableCheck, zones: dict[str, bool]) -
                 zones[f"{name}.{column}"] = zoned
         elif name == "labs" and column == "value":
             columns[column] = parse_lab_values(values, check)
+        elif name == "labs" and column == "code":
+            columns[column] = parse_codes(values, check, column)
         elif name != "outcomes":
             columns[column] = parse_words(values, check, column, optional=optional)
         else:
             columns[column] = values
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, copy=False)
 
 
 def parse_static(table: pd.DataFrame, check: TableCheck) -> pd.DataFrame:
@@ -169,6 +202,8 @@ def parse_static(table: pd.DataFrame, check: TableCheck) -> pd.DataFrame:
 
 
 def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Series:
+    if pd.api.types.is_numeric_dtype(values.dtype) and values.dtype.kind in "iuf" and values.notna().any():
+        return _finite(pd.Series(values.to_numpy("float64", na_value=np.nan), index=values.index), check, column)
     words = as_words(values)
     refuse_unreadable(words, check, column)
     text, filled = words.text.str.strip(), ~words.blank & ~words.broken & ~words.strange
@@ -185,6 +220,10 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
     # 007 is a code, and so are its like: as a number it would not be told from 7.
     if numbers[filled].isna().any() or text[filled].str.match(r"[+-]?0\d").any():
         return text.where(filled)
+    return _finite(numbers, check, column)
+
+
+def _finite(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:
     with np.errstate(over="ignore"):
         numbers = numbers.astype("float32")
     check.refuse(np.isinf(numbers.to_numpy()), f"{column} is infinite", "Correct the number or leave it blank")

@@ -16,7 +16,7 @@ from .dicom import read_dataset
 from .errors import InputError, UnreadableImageError
 from .greyscale import chosen_window, is_inverted, paint, require_hounsfield_units, robust_window, sample
 from .locations import Location, files_in, opened
-from .refusals import naming
+from .refusals import naming, silence
 from .series import Slice, Stack, one_series, slices_of_dataset, slices_of_file, stacked
 from .stored_pixels import StoredImage, decode
 
@@ -126,9 +126,9 @@ def _decoded(stack: Stack, limit_bytes: int) -> Iterator[StoredImage]:
     for one in stack.slices:
         # Frames of one file follow each other, mostly.
         if one.path != path:
-            with naming(one.path), opened(one.path, limit_bytes) as stream:
+            with naming(one.path), silence(), opened(one.path, limit_bytes) as stream:
                 path, dataset = one.path, read_dataset(stream, limit_bytes)
-        with naming(one.path):
+        with naming(one.path), silence():
             stored = decode(dataset, frame=one.frame, limit_bytes=limit_bytes)
             if stored.values.shape != one.size:
                 raise UnreadableImageError("it changed while it was read. Wait until it is copied.")

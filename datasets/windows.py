@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from .words import as_codes
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,19 @@ def available_time(events: pd.DataFrame) -> pd.Series:
     """
     if "available_at" not in events.columns:
         return events["time"]
-    return events[["time", "available_at"]].max(axis=1).astype("datetime64[us]")
+    later = np.fmax(events["time"].to_numpy("datetime64[us]"), events["available_at"].to_numpy("datetime64[us]"))
+    return pd.Series(later, index=events.index)
+
+
+def early_results(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """For each table, the rows whose `available_at` lies before their `time`: `row` (from 1), `hours` by which."""
+    found = {}
+    for name, events in tables.items():
+        if "available_at" in events.columns and name in EVENTS:
+            early = events[(events["available_at"] < events["time"]).to_numpy()]
+            hours = (early["time"] - early["available_at"]) / np.timedelta64(1, "h")
+            found[name] = pd.DataFrame({"row": early.index + 1, "hours": hours.to_numpy()})
+    return found
 
 
 def sorted_events(events: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -87,55 +102,123 @@ def sorted_events(events: pd.DataFrame | None) -> pd.DataFrame | None:
         return None
     if "available_at" in events.columns:
         events = events.assign(available_at=available_time(events))
+    if "code" in events.columns:
+        events = events.assign(code=as_codes(events["code"]))
     first = ["subject_id", "available_at", "time", "code", "value"]
     keys = [column for column in first if column in events.columns]
     keys += [column for column in events.columns if column not in first]
-    # The last key of lexsort is the first to be sorted by.
-    order = np.lexsort([_rank(events[column]) for column in reversed(keys)])
-    return events.iloc[order].reset_index(drop=True)
+    order = _order([events[key] for key in keys])
+    if order is None:
+        return events.reset_index(drop=True)
+    return pd.DataFrame({name: events[name].array.take(order) for name in events.columns}, copy=False)
+
+
+def _order(columns: Sequence[pd.Series]) -> np.ndarray | None:
+    """The rows by the first column, those that tie in it by the second, and so on; None where they lie so.
+
+    Events mostly come by patient and time, and few tie in what follows, so that no more is sorted
+    than is out of order.
+    """
+    order, moved = np.arange(len(columns[0])), False
+    # Whether a row ties, in all columns so far, with the one before it.
+    ties = np.ones(len(order), bool)
+    ties[:1] = False
+    for column in columns:
+        if not ties.any():
+            break
+        tied = slice(None) if ties.mean() > 0.5 else np.flatnonzero(ties | np.append(ties[1:], False))
+        rank = _rank(column.take(order[tied]) if moved or ties.mean() <= 0.5 else column)
+        within = ties[tied][1:]
+        if (within & (rank[1:] < rank[:-1])).any():
+            by = _by_group(np.cumsum(np.append(False, ~within)), rank)
+            order[tied], rank, moved = order[tied][by], rank[by], True
+        ties[tied] = np.append(False, within & (rank[1:] == rank[:-1]))
+    return order if moved else None
+
+
+def _by_group(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """The order by an ascending group and, within it, by rank."""
+    if rank.dtype.kind == "i":
+        least = int(rank.min())
+        width = int(rank.max()) - least + 1
+        if (int(group[-1]) + 1) * width < 2**63:
+            # Both in one number sort several times faster than one after the other.
+            return np.argsort(group * width + (rank.astype(np.int64) - least), kind="stable")
+    return np.lexsort((rank, group))
 
 
 def _rank(column: pd.Series) -> np.ndarray:
     """Numbers in the order of the column's values, whatever their type."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.cat.codes.to_numpy()
     if pd.api.types.is_datetime64_dtype(column.dtype):
-        return column.to_numpy().astype("int64")
+        return column.to_numpy().view("int64")
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy()
     return pd.factorize(column, sort=True)[0]
 
 
-def visible_events(
-    events: pd.DataFrame,
-    subject_codes: np.ndarray,
-    samples: pd.DataFrame,
-    sample_codes: np.ndarray,
-    history: float | None,
-) -> Window:
+def subject_runs(subjects: pd.Series) -> tuple[pd.Index, np.ndarray]:
+    """The patients of a sorted column, and where the rows of each begin (int64 `[patient + 1]`, with the end)."""
+    cells = subjects.array
+    changes = np.flatnonzero(np.asarray(cells[1:] != cells[:-1], bool)) + 1
+    starts = np.concatenate([[0], changes]) if len(cells) else changes
+    return pd.Index(cells[starts]), np.append(starts, len(cells))
+
+
+def of_patients(table: pd.DataFrame, patients: pd.Index) -> pd.DataFrame:
+    """The rows of these patients, of a table sorted by patient."""
+    own, starts = subject_runs(table["subject_id"])
+    ours = own.isin(patients)
+    if ours.all():
+        return table
+    kept = table[np.repeat(ours, np.diff(starts))].reset_index(drop=True)
+    return kept.assign(code=as_codes(kept["code"])) if "code" in kept.columns else kept
+
+
+def bisect_runs(
+    ascending: np.ndarray, low: np.ndarray, high: np.ndarray, sought: np.ndarray, side: Literal["left", "right"]
+) -> np.ndarray:
+    """For each i, where `sought[i]` belongs in `ascending[low[i]:high[i]]`, as `np.searchsorted` has it."""
+    low, high = low.copy(), high.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        probe = ascending[np.where(open_, middle, 0)]
+        beyond = (probe <= sought) if side == "right" else (probe < sought)
+        low = np.where(open_ & beyond, middle + 1, low)
+        high = np.where(open_ & ~beyond, middle, high)
+    return low
+
+
+def reach(history: float | None) -> int | None:
+    """A history in hours as whole microseconds; None for all."""
+    # No time of the calendar lies further back than the largest, 146,000 years.
+    return None if history is None else round(min(history * 3.6e9, 2.0**62))
+
+
+def visible_events(events: pd.DataFrame, samples: pd.DataFrame, history: float | None) -> Window:
     """The events that each sample may see.
 
     Args:
         events: one event table, sorted by patient and then by available time.
-        subject_codes: int64 `[event]`, the patient of each event, ascending.
-        samples: the outcomes table, for its prediction times.
-        sample_codes: int64 `[sample]`, the patient of each sample, in the same numbering.
+        samples: the outcomes table, for its patients and prediction times.
         history: hours before the prediction time that inputs reach back; None for all of them.
 
     Returns:
         Events available at or before the prediction time, and not before the history began.
     """
-    available = available_time(events).to_numpy().astype("int64")
-    predicted = samples["prediction_time"].to_numpy().astype("int64")
-    # No time of the calendar lies further back than the largest reach, 146,000 years.
-    reach = None if history is None else round(min(history * 3.6e9, 2.0**62))
-    first = np.searchsorted(subject_codes, sample_codes, "left")
-    last = np.searchsorted(subject_codes, sample_codes, "right")
-    start, stop = first.copy(), last.copy()
-    for i, (low, high, moment) in enumerate(zip(first, last, predicted, strict=True)):
-        own = available[low:high]
-        stop[i] = low + np.searchsorted(own, moment, "right")
-        if reach is not None:
-            start[i] = low + np.searchsorted(own, moment - reach, "left")
-    counts = np.maximum(stop - start, 0)
+    available = available_time(events).to_numpy().view("int64")
+    predicted = samples["prediction_time"].to_numpy().view("int64")
+    patients, starts = subject_runs(events["subject_id"])
+    # A patient without events has an empty run, behind the last.
+    starts = np.append(starts, len(events))
+    patient = patients.get_indexer(samples["subject_id"])
+    patient = np.where(patient < 0, len(patients), patient)
+    low, high = starts[patient], starts[patient + 1]
+    start, stop = low, bisect_runs(available, low, high, predicted, "right")
+    if history is not None:
+        start = bisect_runs(available, low, stop, predicted - reach(history), "left")
+    counts = stop - start
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype("int64")
     rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], counts)
     microseconds = available[rows] - np.repeat(predicted, counts)

@@ -25,11 +25,19 @@ class Words:
     strange: np.ndarray
     """bool `[row]`: neither text, number, truth value, time nor path (bytes, a list)."""
 
+    def take(self, places: np.ndarray, index: pd.Index) -> Words:
+        """The words at these places, -1 for a missing cell, as a column with this index."""
+        text = pd.Series(self.text.array.take(places, allow_fill=True), index=index).fillna("")
+        return Words(text, *(np.append(of, at_end)[places] for of, at_end in self._marks()))
+
+    def _marks(self) -> tuple[tuple[np.ndarray, bool], ...]:
+        return (self.blank, True), (self.broken, False), (self.strange, False)
+
 
 def as_words(values: pd.Series) -> Words:
     """Each cell as text. 51221.0 is written 51221: a blank elsewhere in a column makes its integers floats."""
     if isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(object)
+        return as_words(pd.Series(values.cat.categories)).take(values.cat.codes.to_numpy(), values.index)
     missing = values.isna().to_numpy(bool)
     none = np.zeros(len(values), bool)
     if pd.api.types.is_numeric_dtype(values.dtype) or _is_all_text(values):
@@ -46,6 +54,18 @@ def as_words(values: pd.Series) -> Words:
     text = pd.Series(cells, index=values.index, dtype="str", name=values.name)
     blank = (text.str.strip() == "").to_numpy(bool) & ~broken & ~strange
     return Words(text, blank, broken, strange)
+
+
+def as_codes(values: pd.Series) -> pd.Series:
+    """Words of which there are few, as a categorical: sorted categories, each of which some row has."""
+    values = values.astype("category")
+    places, categories = values.cat.codes.to_numpy(), values.cat.categories
+    used = np.zeros(len(categories) + 1, bool)
+    # A missing word is at place -1: the one behind the last.
+    used[places] = True
+    if used[:-1].all() and categories.is_monotonic_increasing:
+        return values
+    return values.cat.set_categories(categories[used[:-1]].sort_values())
 
 
 def _is_all_text(values: pd.Series) -> bool:

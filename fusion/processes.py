@@ -45,10 +45,17 @@ def make_accelerator() -> Accelerator:
             "write over the others. Make no Accelerator before, or start one process."
         )
     if launched > 1:
-        # Without an end, processes sometimes abort at exit. Registered again, it is done once all the same.
-        atexit.unregister(accelerator.state.destroy_process_group)
-        atexit.register(accelerator.state.destroy_process_group)
+        # The group lasts for all that is trained in this program.
+        atexit.unregister(_part)
+        atexit.register(_part)
     return accelerator
+
+
+def _part() -> None:
+    """Leave the other processes in order; without this they sometimes abort at exit."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
 
 
 def from_main_process(accelerator: Accelerator, compute: Callable[[], float]) -> float:

@@ -107,47 +107,45 @@ def fit(
     accelerator = make_accelerator()
     with showing_progress(progress):
         samples, held_out = _prepared(model, train, valid, settings)
-        steps = math.ceil(len(samples) / batch_size)
-        network, state = _set_up(model, steps, settings, accelerator)
-        state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
+    steps = math.ceil(len(samples) / batch_size)
+    network, state = _set_up(model, steps, settings, accelerator)
+    state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
 
-        # What was done before, if this run was stopped.
-        store = None if out is None else Path(out)
-        fingerprint = _fingerprint(samples, held_out, asdict(settings) | model.plan)
-        _go_on(store, fingerprint, state, accelerator)
-        if on_start and accelerator.is_main_process:
-            on_start()
+    # What was done before, if this run was stopped.
+    store = None if out is None else Path(out)
+    fingerprint = _fingerprint(samples, held_out, asdict(settings) | model.plan)
+    _go_on(store, fingerprint, state, accelerator)
+    if on_start and accelerator.is_main_process:
+        on_start()
 
-        done = len(state.history.epochs)
-        try:
-            with progress_bar("training", epochs * steps) as advance:
-                advance(done * steps)
-                for epoch in range(done, epochs):
-                    if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
-                        break
-                    began = time.perf_counter()
-                    record = {"epoch": epoch + 1}
-                    record["train_loss"] = _train_epoch(state, network, samples, epoch, settings, accelerator, advance)
-                    share_weights(accelerator, state.averaged.module)
-                    if held_out:
-                        record["valid_loss"] = from_main_process(
-                            accelerator, lambda: _validation_loss(state.averaged.module, held_out, batch_size)
-                        )
-                    record["learning_rate"] = state.schedule.get_last_lr()[0]
-                    record["seconds"] = time.perf_counter() - began
-                    better = _keep_if_better(state, record)
-                    if store and accelerator.is_main_process:
-                        _write_run(store, fingerprint, state, held_out, better=better)
-                    accelerator.wait_for_everyone()
-            if held_out and not math.isfinite(state.best_loss):
-                raise InputError(
-                    f"The validation loss is not finite. Lower the learning rate (it is {learning_rate:g})."
-                )
-        finally:
-            # Also after Ctrl-C: what the model has is the best that was reached.
-            model.load_state_dict(state.best)
-            model.eval()
-            model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
+    done = len(state.history.epochs)
+    try:
+        with showing_progress(progress), progress_bar("training", epochs * steps) as advance:
+            advance(done * steps)
+            for epoch in range(done, epochs):
+                if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
+                    break
+                began = time.perf_counter()
+                record = {"epoch": epoch + 1}
+                record["train_loss"] = _train_epoch(state, network, samples, epoch, settings, accelerator, advance)
+                share_weights(accelerator, state.averaged.module)
+                if held_out:
+                    record["valid_loss"] = from_main_process(
+                        accelerator, lambda: _validation_loss(state.averaged.module, held_out, batch_size)
+                    )
+                record["learning_rate"] = state.schedule.get_last_lr()[0]
+                record["seconds"] = time.perf_counter() - began
+                better = _keep_if_better(state, record)
+                if store and accelerator.is_main_process:
+                    _write_run(store, fingerprint, state, held_out, better=better)
+                accelerator.wait_for_everyone()
+        if held_out and not math.isfinite(state.best_loss):
+            raise InputError(f"The validation loss is not finite. Lower the learning rate (it is {learning_rate:g}).")
+    finally:
+        # Also after Ctrl-C: what the model has is the best that was reached.
+        model.load_state_dict(state.best)
+        model.eval()
+        model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
     return state.history
 
 

@@ -553,6 +553,7 @@ def test_a_line_that_cannot_be_used_is_named_or_left_out_and_listed(tmp_path, li
         read_fhir(folder)
     cohort = read_fhir(folder, invalid="exclude")
     assert [(one.table, one.row) for one in cohort.exclusions] == [("export.ndjson", 3)]
+    assert "lines that cannot be used left out: 1" in told(cohort)
     assert len(cohort.labs) == 1
 
 

@@ -34,11 +34,13 @@ REAL = Path(__file__).parents[1].parent / "shared/data/dicom"
 CODESTREAMS = json.loads((Path(__file__).parent / "codestreams.json").read_text(encoding="utf-8"))
 SECRET = "SECRET^PATIENT"
 LIMIT_BYTES = 2**24
-# The largest that reading may take beside what was there before: four times the limit, as `read_image` says, and
+# The largest that reading may take beside what was there before: five times the limit, as `read_image` says, and
 # what libraries keep for themselves.
-MOST_BYTES = 4 * LIMIT_BYTES + 2**25
+MOST_BYTES = 5 * LIMIT_BYTES + 2**25
 # Of one processor, which other programs do not change.
 MOST_SECONDS = 10
+# A slice among others that are whole, read as a folder.
+SERIES = "series"
 OF_FRAMES = ("tiff of pages", "SC_rgb_rle_2frame.dcm", "emri_small_RLE.dcm")
 NATIVE, DEFLATED, IMPLICIT, BIG = (f"1.2.840.10008.1.2{rest}" for rest in (".1", ".1.99", "", ".2"))
 GREY = np.random.default_rng(9).integers(0, 4096, (48, 64), dtype="<u2")
@@ -243,10 +245,11 @@ def bomb(random: random.Random) -> bytes:
     return frames.replace(b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.8.1\0", 1)
 
 
-def png_bomb(side: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+
+def png_bomb(side: int) -> bytes:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
 
@@ -283,18 +286,36 @@ def scans(count: int) -> bytes:
     return whole[: whole.rindex(b"\xff\xd9")] + last * count + b"\xff\xd9"
 
 
+def inside(whole: dict[str, bytes], random: random.Random) -> bytes:
+    """A mutant within what a checksum or a compression hides from the other mutations."""
+    kind = random.randrange(3)
+    if kind == 0:
+        return gzip.compress(mutated(whole[random.choice(("nifti", "nifti of floats"))], random))
+    if kind == 1:
+        data = whole[f"native {NATIVE}"]
+        # The mark and the group of the file itself stay, with the name of a syntax that says deflated.
+        start = data.index(NATIVE.encode()) + len(NATIVE) + len(NATIVE) % 2
+        head = data[132:start].replace(NATIVE.encode(), DEFLATED.encode())
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        return data[:132] + head + packer.compress(mutated(data[start:], random)) + packer.flush()
+    data = whole[random.choice(("png L", "png P", "png RGBA", "png I;16"))]
+    at, chunks = 8, data[:8]
+    while at < len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        body = data[at + 8 : at + 8 + length]
+        chunks += chunk(name, mutated(body, random) if body and random.random() < 0.5 else body)
+        at += 12 + length
+    return chunks
+
+
 def mutants(count: int) -> Iterator[tuple[str, bytes]]:
     """So many mutants of all sources in turn, each with the name of its kind."""
-    whole = sources()
-    names = [*whole, "nested", "bomb"]
+    whole = sources() | {SERIES: packed(header(PixelData=GREY.tobytes()))}
+    made = {"nested": nested, "bomb": bomb, "inside": lambda own: inside(whole, own)}
+    names = [*whole, *made]
     for number in range(count):
         name, own = names[number % len(names)], random.Random(number)
-        if name == "nested":
-            yield name, nested(own)
-        elif name == "bomb":
-            yield name, bomb(own)
-        else:
-            yield name, mutated(whole[name], own)
+        yield name, made[name](own) if name in made else mutated(whole[name], own)
 
 
 # What is watched
@@ -328,7 +349,7 @@ def outcome(path: Path, frame: int | None = None) -> str:
         pixels = read_image(path, frame=frame, limit_bytes=LIMIT_BYTES).pixels
     except InputError as error:
         message = str(error)
-        named = message.startswith(f"{path}: ") and len(message) > len(str(path)) + 10
+        named = message.startswith(str(path)) and len(message) > len(str(path)) + 20
         return "refused" if named and "\n" not in message and "SECRET" not in message.upper() else f"said {message}"
     right = pixels.dtype == np.float32 and pixels.ndim == 3 and pixels.min() >= 0 and pixels.max() <= 1
     return "read" if right else "pixels out of range"
@@ -336,9 +357,15 @@ def outcome(path: Path, frame: int | None = None) -> str:
 
 def run(count: int, folder: Path, report: bool = False) -> Counter[tuple[str, str]]:
     """Read mutants one after the other; what came of each kind, and every defect, which is printed."""
-    path, found, slowest, largest = folder / "mutant", Counter(), (0.0, ""), (0, "")
+    found, slowest, largest = Counter(), (0.0, ""), (0, "")
+    series = folder / SERIES
+    series.mkdir()
+    for height in (2.5, 5):
+        slices = {"ImagePositionPatient": [0, 0, height], "SOPInstanceUID": f"1.2.3.{height}"}
+        (series / f"{height}.dcm").write_bytes(packed(header(PixelData=GREY.tobytes(), **slices)))
     for number, (name, data) in enumerate(mutants(count)):
-        path.write_bytes(data)
+        path = series if name == SERIES else folder / "mutant"
+        (series / "0.dcm" if name == SERIES else path).write_bytes(data)
         # Resets the peak (Linux).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before, start = peak_bytes(), time.process_time()

@@ -74,7 +74,7 @@ def test_two_processes_train_one_model_and_one_of_them_writes_it(hospital, tmp_p
     from chiasm.recipes.__main__ import main
 
     run, own = tmp_path / "run", tmp_path / "own.py"
-    small = ("--set", "epochs=5", "--set", "width=16", "--set", "size=64")
+    small = ("--set", "epochs=3", "--set", "width=16", "--set", "size=64")
     printed = two_processes(tmp_path, "train", own, "--data", hospital, "--out", run, *small)
 
     # Both ended, after as many epochs, with the weights that stand in the folder.
