@@ -78,13 +78,13 @@ def _replace(scratch: Path, folder: Path) -> None:
     """Put `scratch` where `folder` is. A kill in between leaves the old one beside, never a mixture."""
     retired = folder.with_name(f".{folder.name}-retired")
     shutil.rmtree(retired, ignore_errors=True)
-    if folder.exists():
-        folder.rename(retired)
     try:
+        if folder.exists():
+            folder.rename(retired)
         scratch.rename(folder)
-    except OSError:
+    finally:
+        # Where the new one did not arrive, as after Ctrl-C, the old one comes back.
         restore_retired(folder)
-        raise
     _flush(folder.parent)
     shutil.rmtree(retired, ignore_errors=True)
 
