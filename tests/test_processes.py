@@ -30,9 +30,8 @@ from chiasm.recipes.demo import CARD, Settings, divide, read
 
 def model(cohort, settings):
     made = demo.model(cohort, settings)
-    if os.environ["PARTS"]:
-        parts = {name: made.encoders[name] for name in os.environ["PARTS"].split()}
-        made = FusionModel(**parts, fusion=made.fusion, outcomes=made.outcomes)
+    parts = {name: made.encoders[name] for name in os.environ["PARTS"].split()}
+    made = FusionModel(**parts, fusion=made.fusion, outcomes=made.outcomes)
     atexit.register(tell, made)
     return made
 
@@ -55,8 +54,8 @@ def hospital(tmp_path_factory):
     return folder
 
 
-def two_processes(folder, *words: object, parts: str = "") -> str:
-    """Run a command of chiasm in two processes; returns what was printed."""
+def two_processes(folder, *words: object, parts: str) -> str:
+    """Run a command of chiasm in two processes, for a model of some modalities; returns what was printed."""
     (folder / "own.py").write_text(RECIPE)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     ended = subprocess.run(
@@ -75,7 +74,7 @@ def test_two_processes_train_one_model_and_one_of_them_writes_it(hospital, tmp_p
 
     run, own = tmp_path / "run", tmp_path / "own.py"
     small = ("--set", "epochs=3", "--set", "width=16", "--set", "size=64")
-    printed = two_processes(tmp_path, "train", own, "--data", hospital, "--out", run, *small)
+    printed = two_processes(tmp_path, "train", own, "--data", hospital, "--out", run, *small, parts="image static")
 
     # Both ended, after as many epochs, with the weights that stand in the folder.
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
