@@ -71,16 +71,28 @@ class Slice:
     modality: str | None
     frame_of_reference: str | None
     instance: str | None
-    patient: str | None
-    """A keyed hash of the Patient ID, which says no more than whether two are the same."""
-    windows: str
-    """A hash of all windows and VOI LUTs."""
+    windows: str | None
+    """A hash of all windows and VOI LUTs; None where they do not matter, since the caller gave one."""
     origin: dict[str, object]
 
     @property
     def name(self) -> str:
         name = self.path.rsplit("/", 1)[-1]
         return name if self.frame is None else f"frame {self.frame} of {name}".removesuffix(" of ")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A DICOM image among the files of a series, and its slices or why they have no place in one."""
+
+    path: str
+    patient: str | None
+    """A keyed hash of the Patient ID, which says no more than whether two are the same."""
+    study_uid: str | None
+    series_uid: str
+    slices: tuple[Slice, ...] = ()
+    refusal: str = ""
+    """An error if the file is of the series that is read."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +116,15 @@ def frames_have_places(dataset: Dataset) -> bool:
     return frames is not None and element(frames[0], "PlanePositionSequence") is not None
 
 
-def slices_of_file(path: Location, key: bytes, limit_bytes: int) -> list[Slice] | None:
-    """The slices of one file, by its header; None where it is no DICOM image.
+def member_of_file(path: Location, key: bytes, *, windowed: bool, limit_bytes: int) -> Member | None:
+    """What the header of one file says; None where it is no DICOM image.
 
     Args:
         key: of the patient's hash.
+        windowed: whether the windows of the file matter.
 
     Raises:
-        UnreadableImageError: it is named like a DICOM file and is none, its header cannot be read, or it does
-            not say where it lies.
+        UnreadableImageError: it is named like a DICOM file and is none, or its header cannot be read.
     """
     with naming(path), silence(), opened(path, limit_bytes) as stream:
         head = stream.read(352)
@@ -124,10 +136,16 @@ def slices_of_file(path: Location, key: bytes, limit_bytes: int) -> list[Slice] 
         dataset = read_dataset(stream, limit_bytes, wanted=_SLICE_ELEMENTS, pixels=False)
         if element(dataset, "Rows") is None:
             return None
-        return slices_of_dataset(dataset, str(path), key)
+        said = origin(dataset)
+    member = Member(str(path), patient_digest(dataset, key), said["study_uid"], str(said["series_uid"]))
+    try:
+        with silence():
+            return replace(member, slices=tuple(slices_of_dataset(dataset, str(path), windowed=windowed)))
+    except UnreadableImageError as error:
+        return replace(member, refusal=str(error))
 
 
-def slices_of_dataset(dataset: Dataset, path: str, key: bytes) -> list[Slice]:
+def slices_of_dataset(dataset: Dataset, path: str, *, windowed: bool) -> list[Slice]:
     """The slices of one header, in the order of its frames.
 
     Raises:
@@ -136,16 +154,16 @@ def slices_of_dataset(dataset: Dataset, path: str, key: bytes) -> list[Slice]:
     if not frames_have_places(dataset):
         if (number(dataset, "NumberOfFrames") or 1) > 1:
             raise UnreadableImageError("it has several frames without places. Choose one: path=, frame=.")
-        return [_slice(dataset, path, None, key)]
+        return [_slice(dataset, path, None, windowed)]
     frames = element(dataset, "PerFrameFunctionalGroupsSequence")
     if number(dataset, "NumberOfFrames") != len(frames):
         raise UnreadableImageError("it has not as many places as frames. Export it again from its source.")
-    first = _slice(dataset, path, 0, key)
+    first = _slice(dataset, path, 0, windowed)
     # All but place and window is the file's; the frames' own groups may still name another plane.
-    return [first, *(_slice(dataset, path, frame, key, first) for frame in range(1, len(frames)))]
+    return [first, *(_slice(dataset, path, frame, windowed, first) for frame in range(1, len(frames)))]
 
 
-def _slice(dataset: Dataset, path: str, frame: int | None, key: bytes, first: Slice | None = None) -> Slice:
+def _slice(dataset: Dataset, path: str, frame: int | None, windowed: bool, first: Slice | None = None) -> Slice:
     position = _numbers(dataset, frame, "PlanePositionSequence", "ImagePositionPatient", 3)
     orientation = _numbers(dataset, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
     spacing = _numbers(dataset, frame, "PixelMeasuresSequence", "PixelSpacing", 2)
@@ -155,7 +173,7 @@ def _slice(dataset: Dataset, path: str, frame: int | None, key: bytes, first: Sl
         raise UnreadableImageError(
             "its Image Orientation (Patient) or Pixel Spacing is impossible. Export it again from its source."
         )
-    windows = _windows_hash(dataset, frame or 0)
+    windows = _windows_hash(dataset, frame or 0) if windowed else None
     if first is not None:
         return replace(first, frame=frame, position=position, orientation=orientation, spacing=spacing, windows=windows)
     sizes = number(dataset, "Rows"), number(dataset, "Columns")
@@ -175,7 +193,6 @@ def _slice(dataset: Dataset, path: str, frame: int | None, key: bytes, first: Sl
         text(dataset, "Modality"),
         text(dataset, "FrameOfReferenceUID"),
         text(dataset, "SOPInstanceUID"),
-        patient_digest(dataset, key),
         windows,
         origin(dataset),
     )
@@ -207,14 +224,15 @@ def _windows_hash(dataset: Dataset, frame: int) -> str:
     return machine.hexdigest()
 
 
-def one_series(slices: Sequence[Slice], series_uid: str | None) -> list[Slice]:
+def one_series(members: Sequence[Member], series_uid: str | None) -> list[Slice]:
     """The slices of one series of one patient.
 
     Raises:
-        UnreadableImageError: there are several series and none is chosen, or several patients.
+        UnreadableImageError: there are several series and none is chosen, or several patients, or a file of the
+            series does not say where it lies.
         InputError: the series that was chosen is not there.
     """
-    patients = {(one.patient, one.origin["study_uid"]) for one in slices if one.patient}
+    patients = {(one.patient, one.study_uid) for one in members if one.patient}
     count = len({patient for patient, _ in patients})
     if count > 1:
         where = "one study" if len({study for _, study in patients}) < len(patients) else "its files"
@@ -222,13 +240,19 @@ def one_series(slices: Sequence[Slice], series_uid: str | None) -> list[Slice]:
             f"{count} patients stand in {where} (Patient ID (0010,0020)). Ask the archive whose they are, and keep "
             "the files of each apart."
         )
-    counts = Counter(str(one.origin["series_uid"]) for one in slices)
-    listed = ", ".join(f"{uid} ({count} slices)" for uid, count in counts.most_common(5))
+    counts = Counter(one.series_uid for one in members)
+    listed = ", ".join(f"{uid} ({count})" for uid, count in counts.most_common(5))
     if series_uid is None and len(counts) > 1:
-        raise UnreadableImageError(f"it holds {len(counts)} series: {listed}. Choose one with series_uid=.")
+        raise UnreadableImageError(
+            f"it holds {len(counts)} series, of so many files each: {listed}. Choose one with series_uid=."
+        )
     if series_uid is not None and series_uid not in counts:
-        raise InputError(f"it holds no series of that series_uid, but {listed}. Choose one of these.")
-    return [one for one in slices if series_uid in (None, str(one.origin["series_uid"]))]
+        raise InputError(f"it holds no series of that series_uid, but these: {listed}. Choose one of them.")
+    own = [one for one in members if series_uid in (None, one.series_uid)]
+    for one in own:
+        if one.refusal:
+            raise UnreadableImageError(f"{one.path.rsplit('/', 1)[-1]}: {one.refusal}")
+    return [part for one in own for part in one.slices]
 
 
 def stacked(slices: Sequence[Slice]) -> Stack:
@@ -258,9 +282,10 @@ def stacked(slices: Sequence[Slice]) -> Stack:
     _require_even(ordered, gaps, spacing)
     places = np.stack([one.position for one in ordered])
     step = (places[-1] - places[0]) / (len(ordered) - 1)
-    off = np.linalg.norm(places - places[0] - np.outer(np.arange(len(ordered)), step), axis=1).max()
-    # Heights may be uneven by _EVEN, and add up; sideways, half a pixel shows.
-    if off > spacing * max(1.0, _EVEN * len(ordered)) + first.spacing.min() / 2:
+    off = places - places[0] - np.outer(np.arange(len(ordered)), step)
+    aside = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1).max()
+    # Half a pixel shows, beside what an uneven table adds where the planes are tilted.
+    if aside > first.spacing.min() / 2 + _EVEN * spacing:
         raise UnreadableImageError("its slices are not stacked along one line. Give the files of one stack as a list.")
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
     axes = "".join(_side(direction) for direction in (normal, column, row))
@@ -290,9 +315,10 @@ def _require_distinct(ordered: Sequence[Slice], gaps: np.ndarray) -> None:
     one, other = ordered[at[0]], ordered[at[0] + 1]
     if one.frame is None and one.instance is not None and one.instance == other.instance:
         raise UnreadableImageError(f"{one.name} and {other.name} are the same slice twice. Remove one.")
+    more = f" (and {len(at) - 1} more such pairs)" if len(at) > 1 else ""
     raise UnreadableImageError(
-        f"{one.name} and {other.name} lie at the same place, and {len(at) - 1} more so: several times, echoes or "
-        "reconstructions. Give the files of one as a list."
+        f"{one.name} and {other.name} lie at the same place{more}: several times, echoes or reconstructions. Give the "
+        "files of one as a list."
     )
 
 

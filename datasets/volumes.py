@@ -17,7 +17,7 @@ from .errors import InputError, UnreadableImageError
 from .greyscale import chosen_window, is_inverted, paint, require_hounsfield_units, robust_window, sample
 from .locations import Location, files_in, opened
 from .refusals import naming, silence
-from .series import Slice, Stack, one_series, slices_of_dataset, slices_of_file, stacked
+from .series import Slice, Stack, member_of_file, one_series, slices_of_dataset, stacked
 from .stored_pixels import StoredImage, decode
 
 if TYPE_CHECKING:
@@ -96,27 +96,27 @@ def read_series(
         InputError: there is no such series or window.
     """
     folder = isinstance(path, str | os.PathLike)
-    listed = path if folder else f"{path[0]} and {len(path) - 1} more files" if path else "the list of files"
+    listed = path if folder else f"{path[0]} (the first of {len(path)} files)" if path else "the list of files"
     with naming(listed):
-        files = files_in(path) if folder else list(path)
-    key = os.urandom(16)
-    found = [(str(file), slices_of_file(file, key, limit_bytes)) for file in files]
-    passed_over = tuple(file for file, slices in found if slices is None)
+        files = files_in(path) if folder else [str(file) for file in path]
+    key, windowed = os.urandom(16), not isinstance(window, str | tuple)
+    found = [member_of_file(file, key, windowed=windowed, limit_bytes=limit_bytes) for file in files]
+    members = [member for member in found if member is not None]
+    passed_over = tuple(file for file, member in zip(files, found, strict=True) if member is None)
     with naming(listed):
         if passed_over and not folder:
             raise UnreadableImageError(f"{passed_over[0].rsplit('/', 1)[-1]} is no DICOM image. Leave it out.")
-        slices = [one for _, some in found for one in some or ()]
-        if not slices:
+        if not members:
             raise UnreadableImageError(
                 "it holds no DICOM image. Give the folder of one series, or the path of one image file."
             )
-        stack = stacked(one_series(slices, series_uid))
+        stack = stacked(one_series(members, series_uid))
     return _volume(stack, _decoded(stack, limit_bytes), listed, window, limit_bytes, passed_over)
 
 
 def read_frames(dataset: Dataset, window: WindowChoice | None, limit_bytes: int) -> Volume:
     """The frames of an enhanced multi-frame file as a volume; see `read_series`."""
-    stack = stacked(slices_of_dataset(dataset, "", os.urandom(16)))
+    stack = stacked(slices_of_dataset(dataset, "", windowed=not isinstance(window, str | tuple)))
     frames = (decode(dataset, frame=one.frame, limit_bytes=limit_bytes) for one in stack.slices)
     return _volume(stack, frames, None, window, limit_bytes, ())
 

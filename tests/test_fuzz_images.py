@@ -292,12 +292,12 @@ def inside(whole: dict[str, bytes], random: random.Random) -> bytes:
     if kind == 0:
         return gzip.compress(mutated(whole[random.choice(("nifti", "nifti of floats"))], random))
     if kind == 1:
-        data = whole[f"native {NATIVE}"]
-        # The mark and the group of the file itself stay, with the name of a syntax that says deflated.
-        start = data.index(NATIVE.encode()) + len(NATIVE) + len(NATIVE) % 2
-        head = data[132:start].replace(NATIVE.encode(), DEFLATED.encode())
+        data = whole[f"native {DEFLATED}"]
+        # After the group of the file itself, whose length stands at its start (PS3.10 7.1).
+        start = 144 + struct.unpack("<I", data[140:144])[0]
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        return data[:132] + head + packer.compress(mutated(data[start:], random)) + packer.flush()
+        body = mutated(zlib.decompress(data[start:], -zlib.MAX_WBITS), random)
+        return data[:start] + packer.compress(body) + packer.flush()
     data = whole[random.choice(("png L", "png P", "png RGBA", "png I;16"))]
     at, chunks = 8, data[:8]
     while at < len(data):

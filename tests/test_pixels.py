@@ -176,6 +176,19 @@ def test_stored_values_are_those_of_the_index(name: str):
     assert hashlib.sha256(values.tobytes()).hexdigest()[:16] == row["pixel_sha256_16"]
 
 
+@real_files
+@pytest.mark.parametrize("name", decodable())
+def test_every_real_file_that_some_decoder_reads_becomes_an_image(name: str):
+    row = next(row for row in index() if row["file"] == name)
+    image = read_image(REAL / name, frame=0 if int(row["frames"] or 1) > 1 else None)
+    channels = 1 if row["photometric"].startswith("MONOCHROME") else 3
+    assert image.pixels.shape == (channels, int(row["rows"]), int(row["cols"]))
+    assert image.pixels.dtype == np.float32
+    assert image.pixels.min() >= 0
+    assert image.pixels.max() <= 1
+    assert image.modality == (row["modality"] or None)
+
+
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<u2", "<i2", "<u4", "<i4"])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
 def test_native_values_survive_every_width_and_sign(tmp_path: Path, dtype: str, syntax: str):
@@ -767,6 +780,11 @@ def test_tiff_of_other_values_is_scaled_between_percentiles(tmp_path: Path, dtyp
     assert image.window == f"percentiles 0.5 to 99.5, {low:g} to {high:g}"
     given = read_image(tiff(tmp_path, values), window=(50 * scale, 20 * scale)).pixels[0]
     np.testing.assert_allclose(given, np.clip(values.astype(float) / scale / 20 - 2, 0, 1), atol=1e-5)
+
+
+def test_a_tiff_of_12_bits_spans_them(tmp_path: Path):
+    path = tiff(tmp_path, np.array([[0x00, 0x0F, 0xFF]], "u1"), t258=12, t256=2)
+    np.testing.assert_allclose(read_image(path).pixels[0, 0], [0, 1], atol=CLOSE)
 
 
 def test_an_inverted_tiff_of_floats_is_turned_once(tmp_path: Path):

@@ -75,7 +75,7 @@ def refused(folder: Path | list[Path], reason: str, **settings: object) -> None:
     with pytest.raises(UnreadableImageError, match=reason) as caught:
         read_image(folder, **settings)
     message = str(caught.value)
-    assert message.startswith(str(folder[0] if isinstance(folder, list) else folder))
+    assert message.startswith(str(folder[0].parent if isinstance(folder, list) else folder))
     assert "\n" not in message
     assert "SECRET" not in message.upper()
 
@@ -264,17 +264,31 @@ def test_the_same_slice_twice_is_refused(tmp_path: Path):
 
 def test_several_slices_at_one_place_are_refused(tmp_path: Path):
     slices = [ct_slice(number, ImagePositionPatient=[0, 0, number % 3]) for number in range(6)]
-    refused(saved(tmp_path, *slices), "lie at the same place, and 2 more so: several times, echoes")
+    refused(saved(tmp_path, *slices), r"lie at the same place \(and 2 more such pairs\): several times, echoes")
 
 
 def test_of_several_series_one_is_chosen(tmp_path: Path):
     other = [ct_slice(number, SeriesInstanceUID="1.2.9", SOPInstanceUID=f"1.2.8.{number}") for number in range(2)]
     folder = saved(tmp_path, *(ct_slice(number) for number in range(3)), *other)
-    refused(folder, r"it holds 2 series: 1.2.4 \(3 slices\), 1.2.9 \(2 slices\). Choose one with series_uid=")
+    refused(folder, r"it holds 2 series, of so many files each: 1.2.4 \(3\), 1.2.9 \(2\). Choose one with series_uid=")
     assert len(read_image(folder, series_uid="1.2.4").pixels) == 3
     assert read_image(folder, series_uid="1.2.9").series_uid == "1.2.9"
-    with pytest.raises(InputError, match="it holds no series of that series_uid, but 1"):
+    with pytest.raises(InputError, match="it holds no series of that series_uid, but these: 1"):
         read_image(folder, series_uid="1.2.77")
+
+
+def test_what_another_series_lacks_does_not_matter(tmp_path: Path):
+    capture = ct_slice(9, SeriesInstanceUID="1.2.9", Modality="OT", ImagePositionPatient=None)
+    folder = saved(tmp_path, *(ct_slice(number) for number in range(3)), capture)
+    assert len(read_image(folder, series_uid="1.2.4").pixels) == 3
+    refused(folder, "it holds 2 series")
+    refused(folder, "24.dcm: its ImagePositionPatient is absent", series_uid="1.2.9")
+
+
+def test_an_impossible_window_does_not_matter_where_another_is_given(tmp_path: Path):
+    folder = saved(tmp_path, *(ct_slice(number, WindowCenter=1, WindowWidth=0) for number in range(2)))
+    assert len(read_image(folder, window="lung").pixels) == 2
+    refused(folder, "03.dcm: its Window Center.* is impossible. Give window=.center, width. yourself")
 
 
 def test_two_patients_never_make_a_volume(tmp_path: Path):
@@ -347,6 +361,7 @@ def test_a_folder_that_holds_no_volume_is_refused(tmp_path: Path):
     refused(tmp_path, "04.dcm: it lies among the slices and is no DICOM file")
     (tmp_path / "04.dcm").write_bytes(b"")
     refused(tmp_path, "04.dcm: it is empty")
+    refused([tmp_path / "03.dcm", tmp_path], "this is a folder. Give the path of one image file")
     with pytest.raises(UnreadableImageError, match="the list of files: it holds no DICOM image"):
         read_image([])
 
@@ -439,7 +454,7 @@ def test_a_multi_frame_file_whose_frames_have_places_is_a_volume(tmp_path: Path)
 def test_multi_frame_files_that_are_no_volume_are_refused(tmp_path: Path):
     path = tmp_path / "enhanced.dcm"
     for dataset, reason in (
-        (enhanced([0, 3, 3]), "frame 1 and frame 2 lie at the same place, and 0 more so"),
+        (enhanced([0, 3, 3]), "frame 1 and frame 2 lie at the same place: several times"),
         (enhanced([0, 3, 9, 12]), "between frame 1 and frame 2: a slice is missing"),
         (enhanced([0, 3, 6], NumberOfFrames=2), "it has not as many places as frames"),
     ):
@@ -492,3 +507,25 @@ def test_a_slab_serves_a_2d_network_like_any_image(tmp_path: Path):
     (image,) = slabs(volume.pixels, channels=3)
     assert np.array_equal(image, volume.pixels[1:4])
     assert resize(image, 32).shape == (3, 32, 32)
+
+
+EXAMPLE = """
+from chiasm.datasets import read_image, slabs
+
+chest = read_image("ct", window="lung")  # a folder of DICOM slices, a list of files, or a .nii.gz
+print(chest.pixels.shape, chest.spacing, chest.axes, chest.window)
+
+images = slabs(chest.pixels, images=4, channels=3)  # 2.5-D: four images of three neighbouring slices
+print(images.shape)
+"""
+
+
+def test_the_worked_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "ct").mkdir()
+    saved(tmp_path / "ct", *(ct_slice(number) for number in range(24)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(EXAMPLE, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [
+        "(24, 6, 8) (2.5, 0.7, 0.5) SPL lung, LINEAR_EXACT -600/1500",
+        "(4, 3, 6, 8)",
+    ]
