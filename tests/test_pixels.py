@@ -508,6 +508,31 @@ def test_padding_is_black_even_where_small_values_are_bright(tmp_path: Path, lim
     assert (shown[~inside & (values < 200)] > 0.2).all()
 
 
+@pytest.mark.parametrize("window", [None, (0, 10)])
+@pytest.mark.parametrize(("dtype", "shape"), [("u1", (16, 20)), ("<u2", (4, 5)), ("<u4", (4, 5))])
+def test_an_image_of_padding_alone_is_refused(tmp_path: Path, dtype: str, shape: tuple[int, int], window: object):
+    dataset = described(np.full(shape, 7, dtype))
+    dataset.add_new("PixelPaddingValue", "US", 7)
+    refused(saved(dataset, tmp_path), "all its pixels are padding", window=window)
+
+
+def test_percentiles_of_many_values_are_those_of_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(3).normal(10_000, 100, (64, 64)).astype("<i4")
+    monkeypatch.setattr("chiasm.datasets.greyscale.LARGEST_SAMPLE", 1000)
+    # 4,096 values, every fifth of them.
+    low, high = np.percentile(values.ravel()[::5], (0.5, 99.5), method="inverted_cdf")
+    image = read_image(written(tmp_path, values))
+    np.testing.assert_allclose(image.pixels[0], np.clip((values - low) / (high - low), 0, 1), atol=CLOSE)
+    # Where the part is all padding, all values decide.
+    values.ravel()[::5] = -5
+    padded = described(values)
+    padded.add_new("PixelPaddingValue", "SL", -5)
+    kept = values[values != -5]
+    low, high = np.percentile(kept, (0.5, 99.5), method="inverted_cdf")
+    shown = read_image(saved(padded, tmp_path)).pixels[0]
+    np.testing.assert_allclose(shown[values != -5], np.clip((kept - low) / (high - low), 0, 1), atol=CLOSE)
+
+
 def test_signed_padding_written_as_unsigned_is_the_same_bits(tmp_path: Path):
     values = np.array([[-2000, 0, 100]], "<i2")
     dataset = described(values, WindowCenter=-1000, WindowWidth=4000)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from chiasm.datasets.errors import InputError, UnreadableImageError
 from chiasm.datasets.pixels import read_image, resize
-from chiasm.datasets.volumes import Volume, slabs
+from chiasm.datasets.volumes import Volume, scale_by_percentiles, slabs
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
@@ -169,6 +169,17 @@ def test_without_one_window_for_all_percentiles_of_the_whole_volume_decide(tmp_p
     assert volume.window == f"percentiles 0.5 to 99.5, {low:g} to {high:g}"
     with pytest.raises(InputError, match="its slices name different windows"):
         read_image(tmp_path, window=0)
+
+
+def test_where_a_part_of_a_volume_is_padding_the_whole_decides():
+    pixels = np.random.default_rng(4).random((3, 5, 7), dtype=np.float32)
+    pixels.reshape(-1)[::5] = np.nan
+    low, high = np.nanmin(pixels), np.nanmax(pixels)
+    expected = np.nan_to_num((pixels.astype(float) - low) / (float(high) - low), nan=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chiasm.datasets.greyscale.LARGEST_SAMPLE", 30)
+        assert scale_by_percentiles(pixels, False).startswith("percentiles 0.5 to 99.5")
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
 
 
 def test_one_window_of_all_slices_is_taken(tmp_path: Path):
