@@ -131,14 +131,13 @@ def paint(tones: np.ndarray, values: np.ndarray, stored: StoredImage, shape: Tra
             return np.where(padding, np.nan, measured).astype(np.float32), padding
         return _shown(measured, padding, shape, inverted), padding
 
-    if table := _every_value(values):
-        every, index = table
-        shades, padding = painted(every)
-        tones[...] = shades[index]
-        return not padding.any() or not padding[index].all()
-    target, source, found = tones.reshape(-1), values.reshape(-1), False
+    table = _every_value(values)
+    shades, is_padding = painted(table[0]) if table else (None, None)
+    target, source, found = tones.reshape(-1), (table[1] if table else values).reshape(-1), False
     for start in range(0, len(source), _BLOCK):
-        target[start : start + _BLOCK], padding = painted(source[start : start + _BLOCK])
+        block = source[start : start + _BLOCK]
+        shown, padding = (shades[block], is_padding[block]) if table else painted(block)
+        target[start : start + _BLOCK] = shown
         found = found or not padding.all()
     return found
 
