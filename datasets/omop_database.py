@@ -142,7 +142,10 @@ class Database:
         query = sqlalchemy.select(person).where(kind.in_(list(kinds)), person.is_not(None)).distinct()
         path = self._cache / self._part_name("people", [sorted(kinds)], np.zeros(0))
         self._fetch([(path, query)], pa.schema([remote.schema.field("person_id")]), "visit_occurrence")
-        return np.sort(pq.read_table(path)["person_id"].to_numpy())
+        try:
+            return np.sort(pq.read_table(path)["person_id"].to_numpy())
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} is damaged. Remove it: it is fetched anew.") from error
 
     def table(self, name: str, keys: np.ndarray, until: np.ndarray | None = None) -> Table | None:
         """A table as far as it is asked for, or None where there is none; see `omop.Source`.
@@ -153,18 +156,22 @@ class Database:
         remote = self._remote(name)
         if remote is None:
             return None
+        key = LAYOUTS[name].key
+        label, row = self._label(name), {}
+        if key in remote.columns:
+            label, row = f"{label} (rows by {key})", {"row": key}
+        if not len(keys):
+            nothing = ", ".join(f"NULL::VARCHAR AS {column}" for column in remote.columns)
+            return of_parts(name, [Part(label, "")], f"(SELECT {nothing} LIMIT 0)", [remote.schema])
         paths, queries = [], []
-        for start in range(0, max(len(keys), 1), KEYS_A_PART):
+        for start in range(0, len(keys), KEYS_A_PART):
             block = keys[start : start + KEYS_A_PART]
-            last = None if until is None or not len(block) else pd.Timestamp(until[start : start + KEYS_A_PART].max())
+            last = None if until is None else pd.Timestamp(until[start : start + KEYS_A_PART].max())
             about = [name, list(remote.columns), last, self._zone]
             paths.append(self._cache / self._part_name(name, about, block))
             queries.append(self._query(remote, name, block, last))
         self._fetch(list(zip(paths, queries, strict=True)), remote.schema, name)
-        key = LAYOUTS[name].key
-        label = f"{self._label(name)} (rows by {key})" if key in remote.columns else self._label(name)
-        row = {"row": key} if key in remote.columns else {}
-        parts = [Part(label, f"read_parquet({literal(str(path))})", **row) for path in paths]
+        parts = [Part(label, f"read_parquet({literal(str(path))})", kept_in=str(path), **row) for path in paths]
         every = ", ".join(literal(str(path)) for path in paths)
         return of_parts(name, parts, f"read_parquet([{every}])", [remote.schema] * len(parts))
 
@@ -247,10 +254,12 @@ class Database:
         try:
             with scratch.open("wb") as file:
                 with pq.ParquetWriter(file, schema) as writer, self.engine.connect() as connection:
-                    streamed = connection.execution_options(stream_results=True, yield_per=ROWS_A_FETCH)
-                    for rows in streamed.execute(query).partitions():
-                        writer.write_table(self._as_arrow(rows, schema, name))
-                reach_disk(file)
+                    connection.execution_options(stream_results=True, yield_per=ROWS_A_FETCH)
+                    with connection.execute(query) as result:
+                        for rows in result.partitions():
+                            writer.write_table(self._as_arrow(rows, schema, name))
+                if self._temporary is None:
+                    reach_disk(file)
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -284,7 +293,10 @@ class Database:
                 f"The database {self.where} went away while the table {name} was read (part {done + 1} of {parts}; "
                 f"{type(error.orig).__name__}). {kept}."
             ) from None
-        except exc.SQLAlchemyError as error:
+        except InputError:
+            raise
+        # A ValueError is what SQLAlchemy lets through where a driver gives text that is no date.
+        except (exc.SQLAlchemyError, ValueError) as error:
             raise InputError(
                 f"The database {self.where} does not give the table {name} ({type(error).__name__}). Check the schema, "
                 "the rights of the user, and that its times are from the years 1 to 9999."

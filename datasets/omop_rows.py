@@ -132,15 +132,12 @@ class Engine:
         except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.InterruptException):
             raise
         except duckdb.Error as error:
-            raise self._explained(str(error), tables) from None
-
-    def _explained(self, said: str, tables: Sequence[Table]) -> InputError:
-        if re.search("No space left|max_temp_directory_size|could not allocate", said):
-            return InputError(
-                f"The temporary folder {self._folder.name} has no room for the rows that are selected. Set TMPDIR to a "
-                "folder on a larger disk; nothing was written elsewhere."
-            )
-        return _unreadable(said, tables)
+            if not isinstance(error, duckdb.OutOfMemoryException) and "No space left" not in str(error):
+                raise _unreadable(str(error), tables) from None
+            raise InputError(
+                f"The rows that are selected need more than {MEMORY} of memory and the free space of the temporary "
+                f"folder {self._folder.name}. Set TMPDIR to a folder on a larger disk, or give a shorter history."
+            ) from None
 
     def frame(self, sql: str, categories: Sequence[str] = (), order: str = "") -> pd.DataFrame:
         """The result of SQL over rows that were taken before.
@@ -256,6 +253,9 @@ def zone_of(engine: Engine, tables: Sequence[Table]) -> bool:
 def _unreadable(said: str, tables: Sequence[Table]) -> InputError:
     """What is known of a file that the engine could not read, without its content."""
     parts = [part for table in tables for part in table.parts]
+    kept = next((part.kept_in for part in parts if part.kept_in and part.kept_in in said), None)
+    if kept is not None:
+        return InputError(f"{kept} is damaged. Remove it: it is fetched anew.")
     label = next((part.label for part in parts if part.label in said), parts[0].label if parts else "the rows")
     if "unicode" in said or "utf-8" in said.split("Original Line")[-1].lower():
         return InputError(f"{label} is not UTF-8. Save it as UTF-8.")

@@ -134,6 +134,8 @@ class Part:
     """The rows, as SQL that can stand after FROM."""
     row: str = "row_number() OVER ()"
     """The number of a row, from 1, as SQL."""
+    kept_in: str = ""
+    """The file in which a part that was fetched is kept."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Stays, and what was known of them, out of OMOP tables in files."""
 
+import contextlib
+import errno
 import gzip
 import shutil
+import sqlite3
+import sys
 import traceback
 
 import numpy as np
@@ -9,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chiasm.datasets import InputError, omop_files
+from chiasm.datasets import InputError, omop_database, omop_files
 from chiasm.datasets.omop import read_omop
 
 from .omop_hospital import (
@@ -32,6 +36,11 @@ def read(tables, folder, ending="csv", **settings):
     """The cohort of these tables, written as files."""
     shutil.rmtree(folder, ignore_errors=True)
     return read_omop(write(tables, folder, ending), **settings)
+
+
+def only(*names):
+    """The three tables that must be there, and these."""
+    return {name: hospital()[name] for name in ("person", "visit_occurrence", "death", *names)}
 
 
 def adding(name, *rows):
@@ -195,13 +204,13 @@ def test_the_cohort_is_the_same_however_the_tables_are_written(tmp_path, cohort,
 
 
 def test_a_path_with_signs_of_patterns_and_quotes_is_a_path(tmp_path):
-    tables = {name: hospital()[name] for name in ("person", "visit_occurrence", "death")}
+    tables = only()
     for ending in ("csv", "parquet"):
         assert len(read(tables, tmp_path / "we[i]rd *'name'", ending)) == 5
 
 
 def test_only_three_tables_must_be_there(tmp_path):
-    tables = {name: hospital()[name] for name in ("person", "visit_occurrence", "death")}
+    tables = only()
     cohort = read(tables, tmp_path / "omop")
     assert len(cohort) == 5
     assert cohort.modalities == ("static",)
@@ -280,12 +289,12 @@ def test_what_is_later_than_the_prediction_changes_nothing_that_a_sample_sees(tm
     assert {key: after[key] for key in before} == before
 
 
-@pytest.mark.parametrize("history", [24, 1e6])
-def test_only_events_that_some_sample_may_see_are_taken(tmp_path, history):
-    cohort = read(hospital(), tmp_path / "omop", "parquet", history=history)
-    for table in ("labs", "notes", "images"):
-        assert sorted(set(cohort.window(table).rows)) == list(range(len(getattr(cohort, table))))
-    assert len(cohort.labs) == (7 if history == 24 else 14)
+def test_only_events_that_some_sample_may_see_are_taken(tmp_path, cohort):
+    recent = read(hospital(), tmp_path / "omop", "parquet", history=24)
+    for taken in (cohort, recent):
+        for table in ("labs", "notes", "images"):
+            assert sorted(set(taken.window(table).rows)) == list(range(len(getattr(taken, table))))
+    assert [len(taken.labs) for taken in (cohort, recent)] == [14, 7]
 
 
 def test_a_stay_that_goes_on_keeps_its_codes_and_summaries_to_itself(tmp_path):
@@ -343,15 +352,14 @@ def test_a_death_is_one_in_hospital_up_to_the_end_of_the_stay_and_to_the_end_of_
     assert dict(zip(told["subject_id"], told["died"], strict=True)) == expected
 
 
-@pytest.mark.parametrize("column", ["discharged_to_concept_id", "discharge_to_concept_id"])
-def test_a_visit_that_was_left_dead_is_a_death_in_hospital_without_a_row_in_death(tmp_path, column):
-    tables = hospital()
-    visits = tables["visit_occurrence"].rename(columns={"discharged_to_concept_id": column})
-    visits.loc[visits["visit_occurrence_id"] == 11, column] = 4216643
-    cohort = read(tables | {"visit_occurrence": visits}, tmp_path / "omop")
-    assert cohort.outcomes["died"].tolist() == [1, 1, 0, 0, 0]
-    visits = read(tables | {"visit_occurrence": visits}, tmp_path / "omop", task="readmission")
-    assert 1 not in visits.outcomes["subject_id"].tolist()
+def test_a_visit_that_was_left_dead_is_a_death_in_hospital_without_a_row_in_death(tmp_path):
+    tables = only()
+    visits = tables["visit_occurrence"]
+    visits.loc[visits["visit_occurrence_id"] == 11, "discharged_to_concept_id"] = 4216643
+    assert read(tables, tmp_path / "omop").outcomes["died"].tolist() == [1, 1, 0, 0, 0]
+    # As version 5.3 calls it.
+    tables["visit_occurrence"] = visits.rename(columns={"discharged_to_concept_id": "discharge_to_concept_id"})
+    assert 1 not in read(tables, tmp_path / "omop", task="readmission").outcomes["subject_id"].tolist()
 
 
 def test_a_return_within_thirty_days_is_a_readmission_and_a_transfer_is_none(tmp_path):
@@ -395,7 +403,7 @@ def test_the_kinds_of_visits_that_are_stays_can_be_chosen(tmp_path):
 
 
 def test_a_visit_of_one_still_in_hospital_has_no_end_although_a_date_is_written(tmp_path):
-    tables = hospital()
+    tables = only()
     visits = tables["visit_occurrence"]
     visits.loc[visits["visit_occurrence_id"] == 11, "visit_type_concept_id"] = 32220
     told = read(tables, tmp_path / "omop").outcomes["died"]
@@ -435,7 +443,7 @@ def test_age_is_that_at_the_first_predicted_stay_as_exactly_as_birth_is_known(tm
 
 
 def test_a_patient_without_a_row_in_person_has_no_static_facts(tmp_path):
-    tables = hospital()
+    tables = only("measurement")
     tables["person"] = pd.DataFrame([person(2)])
     assert seen(read(tables, tmp_path / "omop"))[FIRST].static == ()
 
@@ -453,7 +461,7 @@ def zoned(tables, zone="America/New_York"):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_times_with_zones_are_utc_and_a_day_is_the_day_in_every_zone(tmp_path, ending):
-    tables = {name: hospital()[name] for name in ("person", "visit_occurrence", "death", "measurement", "concept")}
+    tables = only("measurement", "concept")
     tables["measurement"] = pd.DataFrame(
         [
             measured(1, 1, "2020-01-02 10:00", 1.0),
@@ -468,7 +476,7 @@ def test_times_with_zones_are_utc_and_a_day_is_the_day_in_every_zone(tmp_path, e
 
 
 def test_an_hour_that_the_clock_shows_twice_is_two_hours(tmp_path):
-    tables = {name: hospital()[name] for name in ("person", "visit_occurrence", "death", "measurement")}
+    tables = only("measurement")
     tables["visit_occurrence"] = pd.DataFrame([visit(1, 1, "2021-11-05 08:00", "2021-11-09")]).assign(
         visit_start_datetime="2021-11-05 08:00:00-04:00", visit_end_datetime="2021-11-09T08:00:00-05:00"
     )
@@ -495,7 +503,7 @@ def test_on_a_clock_without_zones_hours_are_those_that_it_shows(tmp_path):
 
 
 def test_dates_are_enough_where_another_table_has_zones(tmp_path):
-    tables = {name: hospital()[name] for name in ("person", "visit_occurrence", "death", "measurement")}
+    tables = only("measurement")
     tables["visit_occurrence"] = pd.DataFrame([visit(1, 1, "2020-01-01", "2020-01-09")])
     tables["death"] = tables["death"].head(0)
     tables["measurement"] = pd.DataFrame([measured(1, 1, "2020-01-02 10:00", 1.0), measured(2, 1, "2020-01-01", 2.0)])
@@ -571,7 +579,7 @@ def test_a_row_that_cannot_be_used_is_refused_with_its_file_and_place(tmp_path, 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_bad_rows_are_found_in_their_part_and_counted(tmp_path, ending):
-    tables = hospital()
+    tables = only("measurement")
     measurement = tables.pop("measurement")
     write(tables, tmp_path / "omop", ending)
     for part in range(3):
@@ -621,12 +629,12 @@ def test_persons_and_deaths_stand_there_once(tmp_path):
     ],
 )
 def test_a_setting_that_means_nothing_is_refused(tmp_path, settings, message):
-    refused(hospital(), tmp_path / "omop", message, **settings)
+    refused(only(), tmp_path / "omop", message, **settings)
 
 
 @pytest.mark.parametrize("name", ["person", "visit_occurrence", "death"])
 def test_a_table_that_must_be_there_is_asked_for(tmp_path, name):
-    tables = hospital()
+    tables = only()
     del tables[name]
     refused(tables, tmp_path / "omop", rf"omop has no table {name}\. Put it there")
 
@@ -637,14 +645,14 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 
 def test_a_table_that_stands_there_twice_is_refused(tmp_path):
-    write(hospital(), tmp_path / "omop")
+    write(only("note"), tmp_path / "omop")
     write({"NOTE": hospital()["note"]}, tmp_path / "omop", "parquet")
     with pytest.raises(InputError, match=r"has the table note more than once, also as .*note.csv. Remove one of them"):
         read_omop(tmp_path / "omop")
 
 
 def test_a_folder_of_parts_has_parts_of_one_format(tmp_path):
-    tables = hospital()
+    tables = only("note")
     note = tables.pop("note")
     write(tables, tmp_path / "omop")
     (tmp_path / "omop" / "note").mkdir()
@@ -658,7 +666,7 @@ def test_a_folder_of_parts_has_parts_of_one_format(tmp_path):
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_table_of_another_layout_is_refused_with_its_file_and_columns(tmp_path, ending):
-    tables = hospital() | {"measurement": hospital()["observation"]}
+    tables = only() | {"measurement": hospital()["observation"]}
     message = f"measurement.{ending} lacks the columns measurement_concept_id, measurement_date of the OMOP table"
     refused(tables, tmp_path / "omop", message, ending)
     tables["measurement"] = hospital()["measurement"].drop(columns="value_as_number")
@@ -677,13 +685,13 @@ def test_a_table_of_another_layout_is_refused_with_its_file_and_columns(tmp_path
     ],
 )
 def test_a_column_of_another_type_is_refused(tmp_path, column, values, message):
-    tables = hospital()
+    tables = only("measurement")
     tables["measurement"] = tables["measurement"].assign(**{column: values})
     refused(tables, tmp_path / "omop", f"measurement.parquet: {message}", "parquet")
 
 
 def test_parts_of_a_table_have_columns_of_one_type(tmp_path):
-    tables = hospital()
+    tables = only("note")
     note = tables.pop("note")
     write(tables, tmp_path / "omop", "parquet")
     write({"a": note, "b": note.astype({"note_date": "str"})}, tmp_path / "omop" / "note", "parquet")
@@ -696,12 +704,12 @@ def test_parts_of_a_table_have_columns_of_one_type(tmp_path):
 
 
 def test_clocks_with_and_without_zones_are_not_compared(tmp_path):
-    tables = hospital()
+    tables = only("note")
     tables["note"] = zoned({"note": tables["note"]})["note"]
     message = "note.csv: note_datetime has time zones and .*visit_start_datetime has none, so the two cannot"
     refused(tables, tmp_path / "omop", message)
     refused(tables, tmp_path / "omop", message.replace("csv", "parquet"), "parquet")
-    tables = zoned(hospital())
+    tables = zoned(only("note"))
     tables["note"] = hospital()["note"]
     tables["note"]["note_datetime"] = [None, "2020-01-02 10:00:00", None, None, None]
     refused(tables, tmp_path / "omop", "visit_start_datetime has time zones and .*note.csv: note_datetime has none")
@@ -721,7 +729,7 @@ BROKEN_TEXT = {
 
 @pytest.mark.parametrize("message", BROKEN_TEXT)
 def test_a_text_file_that_cannot_be_read_is_refused_and_never_quoted(tmp_path, message):
-    write(hospital(), tmp_path / "omop")
+    write(only("note"), tmp_path / "omop")
     (tmp_path / "omop" / "note.csv").write_bytes(BROKEN_TEXT[message])
     with pytest.raises(InputError, match=message) as caught:
         read_omop(tmp_path / "omop")
@@ -737,7 +745,7 @@ def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_parquet_file_that_is_none_or_is_damaged_is_refused(tmp_path):
-    path = write(hospital(), tmp_path / "omop", "parquet") / "measurement.parquet"
+    path = write(only("measurement"), tmp_path / "omop", "parquet") / "measurement.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"measurement.parquet cannot be read as a Parquet file. Write it anew"):
@@ -749,7 +757,7 @@ def test_a_parquet_file_that_is_none_or_is_damaged_is_refused(tmp_path):
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path):
-    write(hospital(), tmp_path / "omop")
+    write(only("note"), tmp_path / "omop")
     (tmp_path / "omop" / "note.csv").unlink()
     (tmp_path / "omop" / "note.csv.gz").write_bytes(b"no archive at all")
     with pytest.raises(InputError, match=r"note.csv.gz cannot be read \(BadGzipFile\). Write it anew"):
@@ -761,7 +769,7 @@ def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(omop_rows, "MEMORY", "20MB")
     rows = 400_000
-    tables = hospital()
+    tables = only()
     tables["measurement"] = pd.DataFrame(
         {
             "person_id": 1,
@@ -770,7 +778,12 @@ def test_a_temporary_folder_without_room_is_named(tmp_path, monkeypatch):
             "value_as_number": np.random.default_rng(0).random(rows),
         }
     )
-    refused(tables, tmp_path / "omop", "The temporary folder .* has no room for the rows", "parquet")
+    refused(
+        tables,
+        tmp_path / "omop",
+        "need more than 20MB of memory and the free space of the temporary folder .*. Set TMPDIR",
+        "parquet",
+    )
 
 
 def test_a_part_of_a_table_without_values_may_have_no_type(tmp_path, cohort):
@@ -780,3 +793,111 @@ def test_a_part_of_a_table_without_values_may_have_no_type(tmp_path, cohort):
     column = arrow.schema.get_field_index("note_title")
     pq.write_table(arrow.set_column(column, "note_title", pa.nulls(len(arrow))), tmp_path / "omop" / "note.parquet")
     equal(read_omop(tmp_path / "omop"), cohort)
+
+
+# Databases, as far as no server is needed
+
+
+@pytest.mark.parametrize(
+    ("source", "missing", "message"),
+    [
+        ("postgresql+psycopg://me@host/omop", "sqlalchemy", r'needs SQLAlchemy. Run pip install "chiasm\[database\]"'),
+        (
+            "postgresql+psycopg://me@host/omop",
+            "psycopg",
+            r'driver of postgresql\+psycopg is not installed. Run pip install "chiasm\[database\]", or that driver',
+        ),
+        ("postgre://me:secret@host/omop", None, "SQLAlchemy knows no database postgre. Check the beginning of the URL"),
+        ("post gres://me:secret@host/omop", None, "is no URL of a database. Write it as postgresql"),
+    ],
+)
+def test_a_database_that_cannot_be_spoken_to_says_what_is_missing(monkeypatch, source, missing, message):
+    pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed: pip install chiasm[database]")
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(InputError, match=message) as caught:
+        read_omop(source)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    """The hospital in a database without a server, and its URL."""
+    sqlalchemy = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed: pip install chiasm[database]")
+    url = f"sqlite:///{tmp_path / 'omop.sqlite'}"
+    engine = sqlalchemy.create_engine(url)
+    for name, table in hospital().items():
+        days = {column: sqlalchemy.Date() for column in table.columns if column.endswith("_date")}
+        table.to_sql(name, engine, index=False, dtype=days)
+    engine.dispose()
+    return url
+
+
+def test_another_database_gives_the_same_cohort(sqlite, cohort):
+    equal(read_omop(sqlite), cohort)
+
+
+def test_a_cell_that_is_not_of_its_columns_type_is_refused_without_its_content(sqlite, tmp_path):
+    def change(sql):
+        with contextlib.closing(sqlite3.connect(tmp_path / "omop.sqlite")) as connection, connection:
+            connection.execute(sql)
+
+    change("UPDATE measurement SET measurement_concept_id = 'Smith' WHERE measurement_id = 1")
+    with pytest.raises(
+        InputError, match="table measurement: measurement_concept_id has a value that is not of"
+    ) as caught:
+        read_omop(sqlite)
+    assert not [line for line in traceback.format_exception(caught.value) if "Smith" in line]
+    change("UPDATE death SET death_date = 'Smith'")
+    with pytest.raises(InputError, match=r"does not give the table death \(ValueError\). Check the schema") as caught:
+        read_omop(sqlite)
+    assert not [line for line in traceback.format_exception(caught.value) if "Smith" in line]
+
+
+def test_a_damaged_file_of_the_cache_is_named(sqlite, tmp_path):
+    read_omop(sqlite, cache=tmp_path / "cache")
+    for name in ("people", "note"):
+        (part,) = (tmp_path / "cache").glob(f"{name}-*")
+        part.write_bytes(b"PAR1")
+        with pytest.raises(InputError, match=rf"{part} is damaged. Remove it: it is fetched anew"):
+            read_omop(sqlite, cache=tmp_path / "cache")
+        part.unlink()
+    assert len(read_omop(sqlite, cache=tmp_path / "cache")) == 5
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_written_file(sqlite, tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(omop_database, "reach_disk", fail)
+    with pytest.raises(InputError, match=r"The disk of .*cache is full"):
+        read_omop(sqlite, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+# The worked example
+
+EXAMPLE = """from chiasm.datasets.omop import read_omop
+
+cohort = read_omop("omop/", task="mortality", after=48)  # death in hospital, asked 48 h after admission
+print(cohort.attrition)  # who was left, and which rows were left out
+print(cohort.sample(0).labs)  # what was known of one patient then: results, and codes of earlier stays
+
+train, valid, test = cohort.split((0.7, 0.1, 0.2), seed=0)
+"""
+
+
+def test_the_example_of_the_readme_runs_as_printed(tmp_path, monkeypatch, capsys):
+    people = range(1, 21)
+    tables = {
+        "person": pd.DataFrame([person(number) for number in people]),
+        "visit_occurrence": pd.DataFrame([visit(k, k, "2020-01-01 08:00", "2020-01-05 10:00") for k in people]),
+        "death": pd.DataFrame([died(number, "2020-01-05") for number in people[::4]]),
+        "measurement": pd.DataFrame([measured(k, k, "2020-01-02 10:00", 80.0 + k) for k in people]),
+    }
+    write(tables | only("concept") | tables, tmp_path / "omop", "parquet")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(EXAMPLE, "README.md", "exec"), names)
+    assert "still there and alive 48 h after the start" in capsys.readouterr().out
+    assert [len(names[part]) for part in ("train", "valid", "test")] == [14, 2, 4]
