@@ -186,6 +186,13 @@ class Material:
         return look_at(self.cohort, self.positions("images"))
 
     @cached_property
+    def picture_groups(self) -> tuple[list[Shared], list[Shared]]:
+        """Images of several patients: of the same bytes, and of the same picture."""
+        from .audit_images import shared_pictures
+
+        return shared_pictures(self.pictures)
+
+    @cached_property
     def note_groups(self) -> NoteGroups:
         """Long notes that patients share."""
         from .audit_notes import shared_notes

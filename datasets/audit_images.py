@@ -226,7 +226,7 @@ def check_images(material: Material) -> Iterator[Finding]:
     """Images that more than one patient has, that show nothing, or that cannot be read."""
     pictures = material.pictures
     yield from _unusable(pictures)
-    identical, near = shared_pictures(pictures)
+    identical, near = material.picture_groups
     for severity, groups, parts in material.shared(identical):
         yield Finding(
             severity,

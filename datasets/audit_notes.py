@@ -123,6 +123,7 @@ def check_outcome_words(material: Material) -> Iterator[Finding]:
     visible = np.unique(window.rows)
     if not len(visible):
         return
+    noted = np.diff(window.offsets) > 0
     texts = cohort.notes["text"].iloc[visible]
     labels = list(labels_of(cohort))
     for topic, patterns in OUTCOME_TEXT.items():
@@ -136,7 +137,7 @@ def check_outcome_words(material: Material) -> Iterator[Finding]:
         told[window.samples[telling[window.rows]]] = True
         severity, words = "note", ""
         for label in labels:
-            grave, with_figures = _go_together(label, told, material)
+            grave, with_figures = _go_together(label, told, noted, material)
             if grave != "note" and severity != "invalidates":
                 severity, words = grave, with_figures
         yield Finding(
@@ -151,9 +152,14 @@ def check_outcome_words(material: Material) -> Iterator[Finding]:
         )
 
 
-def _go_together(label: Label, told: np.ndarray, material: Material) -> tuple[str, str]:
-    """How grave it is that some samples' notes have outcome words, and in words how the outcome differs."""
-    rows = label.known
+def _go_together(label: Label, told: np.ndarray, noted: np.ndarray, material: Material) -> tuple[str, str]:
+    """How grave it is that some samples' notes have outcome words, and in words how the outcome differs.
+
+    Args:
+        told: bool `[sample]`, whether its notes have such words.
+        noted: bool `[sample]`, whether it has notes at all; whether that tells the outcome is another question.
+    """
+    rows = label.known[noted[label.known]]
     patient = material.sample_patient[rows]
     # By patient, so that ten samples of one count once: were the words ever there, was it ever so?
     table = pd.DataFrame({"told": told[rows], "event": label.event[rows]}).groupby(patient).max()
@@ -161,7 +167,7 @@ def _go_together(label: Label, told: np.ndarray, material: Material) -> tuple[st
     if chance >= BY_CHANCE:
         return "note", ""
     share = [f"{100 * table['event'][table['told'] == side].mean():.0f} %" for side in (True, False)]
-    words = f"; {label.name} in {share[0]} of those patients and {share[1]} of the others"
+    words = f"; {label.name} in {share[0]} of those patients and {share[1]} of others with notes"
     powers = [predictive_power(label.event[rows], sign * told[rows], patient, at_least=TOLD) for sign in (1.0, -1.0)]
     decided = any(power is not None and power.low >= TOLD for power in powers)
     return ("invalidates" if decided else "misleads"), words

@@ -98,11 +98,10 @@ def predictive_power(
 
     The interval is a percentile one over resampled patients, all samples of a patient together.
     """
-    from sklearn.metrics import roc_auc_score
-
     if not enough(event, patient):
         return None
-    value = float(roc_auc_score(event, score))
+    place = np.unique(score, return_inverse=True)[1]
+    value = _auroc(event, place, np.ones(len(event)))
     if value < at_least:
         return None
     number = pd.factorize(patient)[0]
@@ -111,11 +110,23 @@ def predictive_power(
     drawn = []
     for _ in range(RESAMPLES):
         weight = np.bincount(generator.integers(patients, size=patients), minlength=patients)[number]
-        here = weight > 0
-        if event[here].any() and not event[here].all():
-            drawn.append(roc_auc_score(event[here], score[here], sample_weight=weight[here]))
+        if weight[event].any() and weight[~event].any():
+            drawn.append(_auroc(event, place, weight))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Power(value, float(low), float(high))
+
+
+def _auroc(event: np.ndarray, place: np.ndarray, weight: np.ndarray) -> float:
+    """Share of pairs in which the sample with the event has the higher score, ties as half.
+
+    Args:
+        place: number of each sample's score among the different scores, in ascending order.
+        weight: how often each sample counts.
+    """
+    with_event = np.bincount(place, weight * event)
+    without = np.bincount(place, weight * ~event)
+    pairs = with_event.sum() * without.sum()
+    return float((with_event * (np.cumsum(without) - without / 2)).sum() / pairs)
 
 
 def out_of_fold(

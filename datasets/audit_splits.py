@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from .audit_findings import Finding, Material, Place, Shared, counted, linked, row_groups, single_rows
-from .audit_images import shared_pictures
 from .windows import EVENTS, Window
 
 SURE_BITS = 15
@@ -132,7 +131,7 @@ def _with_same_facts(groups: list[np.ndarray], facts: pd.DataFrame) -> set[tuple
 def _same_pictures(material: Material, facts: pd.DataFrame) -> set[tuple[int, int]]:
     if facts.empty or material.cohort.images is None:
         return set()
-    identical, near = shared_pictures(material.pictures)
+    identical, near = material.picture_groups
     return _with_same_facts([group.patients for group in (*identical, *near)], facts)
 
 

@@ -13,13 +13,18 @@ APART = 1.5
 """Ratio of medians from which two spellings of a unit are two units: between customary units of one
 quantity it is 2.7 (°C and °F) and more."""
 
+FAR = 8
+"""Ratio of two clouds from which units are to be suspected where no conversion is known: between kPa and
+mmHg it is 7.5, and ten and more where a prefix differs. Below it, two states of patients will do as well."""
+
 _SOME_ROWS = 3
 
 
 def check_units(material: Material) -> Iterator[Finding]:
     """Codes with values in two clouds, and codes with two units beside their values."""
-    labs = material.cohort.labs
-    if labs is None or not len(labs):
+    # What no sample sees is in no unit that matters: a later course may well have another scale.
+    labs = material.cohort.labs.iloc[np.unique(material.cohort.window("labs").rows)]
+    if not len(labs):
         return
     yield from _clouds(labs)
     if "unit" in labs.columns:
@@ -30,13 +35,12 @@ def _clouds(labs: pd.DataFrame) -> Iterator[Finding]:
     from .units import two_clouds
 
     for cloud in two_clouds(labs).itertuples():
-        rows = np.flatnonzero((labs["code"] == cloud.code).to_numpy())
-        split = np.sqrt(cloud.low * cloud.high)
-        high = (labs["value"].iloc[rows] > split).to_numpy()
+        own = labs[(labs["code"] == cloud.code).to_numpy()]
+        high = (own["value"] > np.sqrt(cloud.low * cloud.high)).to_numpy()
         # The smaller cloud is the one to look at.
-        odd = rows[high if cloud.share_high <= 0.5 else ~high]
+        odd = own.index[high if cloud.share_high <= 0.5 else ~high]
         yield Finding(
-            "misleads",
+            "misleads" if cloud.likely or cloud.ratio >= FAR else "note",
             "units in two clouds",
             len(odd),
             Place("labs", f"value of {cloud.code}", single_rows(odd)),
