@@ -239,7 +239,7 @@ class Cohort:
         Args:
             folder: a store, or a new or empty folder.
             unreadable: "raise" stops at an image file that cannot be read; "exclude" leaves such files
-                out and lists them in `PreparedSamples.exclusions`. None: as the store was begun ("raise").
+                out and lists them in `PreparedSamples.exclusions`. None: as last for this folder ("raise").
 
         Raises:
             InputError: the folder holds something else, or a store of another version.

@@ -46,7 +46,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: str | Path, unreadable: Policy | None = None) -> Store:
-        """The store in a folder, or a new one there; without `unreadable`, as the store was begun.
+        """The store in a folder, or a new one there; without `unreadable`, as it was last given.
 
         Raises:
             InputError: the folder holds something else, or a store of another version.
@@ -67,6 +67,8 @@ class Store:
                 f"{folder} is a store of the schema {told.get('schema')}, and this version of chiasm reads {_SCHEMA}. "
                 "Give another folder, or remove this one."
             )
+        if unreadable not in (None, told["unreadable"]):
+            write_json(about, told | {"unreadable": unreadable})
         return cls(folder, unreadable or told["unreadable"])
 
     def shelf(self, name: str, settings: Mapping[str, object], fields: Mapping[str, tuple]) -> Shelf:

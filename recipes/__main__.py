@@ -41,6 +41,9 @@ DataOption = Annotated[Path, typer.Option("--data", help="Folder with the data, 
 SetOption = Annotated[list[str], typer.Option("--set", help="A setting of the recipe, as name=value; repeatable.")]
 OwnRecipeOption = Annotated[str | None, typer.Option("--recipe", help="File of the run's recipe, if it is your own.")]
 ResamplesOption = Annotated[int, typer.Option(help="Resamples of patients for the intervals.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder that `chiasm prepare` filled, or a new one to fill.")
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder that `chiasm train --out` wrote.")]
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe, or path of your own .py file.")]
 
@@ -97,11 +100,36 @@ def recipes() -> None:
 
 
 @app.command()
+def prepare(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the arrays; give it to other commands as --store.")],
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    exclude: Annotated[
+        bool, typer.Option("--exclude", help="Leave image files out that cannot be read, and list them.")
+    ] = False,
+) -> None:
+    """Decode images, tokenize notes and scale series once, so that other commands only map them.
+
+    Run it again to go on where it was stopped; what has not changed is not done again.
+
+    Example: chiasm prepare demo --data demo/hospital --out prepared
+    """
+    from .preparing import prepare_recipe
+    from .recipe import load_recipe
+
+    if is_main_process():
+        prepare_recipe(load_recipe(recipe, set_), data, out, unreadable="exclude" if exclude else "raise", say=say)
+        say(f"Next: chiasm train {recipe} --data {data} --store {out} --out RUN")
+
+
+@app.command()
 def train(
     recipe: RecipeArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run; give it again to go on.")],
     set_: SetOption = [],  # noqa: B006 - typer copies it
+    store: StoreOption = None,
 ) -> None:
     """Train a recipe; run it again with the same --out to go on where it was stopped.
 
@@ -111,7 +139,7 @@ def train(
     from .recipe import load_recipe
     from .runs import Run
 
-    run = Run(load_recipe(recipe, set_), out)
+    run = Run(load_recipe(recipe, set_, store=store), out)
     run.train(data, say=say)
     if run.recipe.is_cross_validated:
         cross_validate(run, data, say=say)
@@ -125,6 +153,7 @@ def evaluate(
     recipe: OwnRecipeOption = None,
     baselines: Annotated[bool, typer.Option(help="Also fit logistic regression and boosting.")] = True,
     resamples: ResamplesOption = 1000,
+    store: StoreOption = None,
 ) -> None:
     """Evaluate a run on its held-out patients: metrics with intervals, and a report.
 
@@ -135,7 +164,7 @@ def evaluate(
 
     if not is_main_process():
         return
-    score_run(open_run(run, recipe), data, baselines=baselines, resamples=resamples, say=say)
+    score_run(open_run(run, recipe, store=store), data, baselines=baselines, resamples=resamples, say=say)
 
 
 @app.command()
@@ -144,6 +173,7 @@ def predict(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="File for the risks, .csv or .parquet.")],
     recipe: OwnRecipeOption = None,
+    store: StoreOption = None,
 ) -> None:
     """Write the risk of every sample, or the reason why there is none.
 
@@ -158,7 +188,7 @@ def predict(
     if not is_main_process():
         return
     check_risks_path(out)
-    opened = open_run(run, recipe)
+    opened = open_run(run, recipe, store=store)
     model = opened.model()
     patients = read_patients(opened.recipe, data, model.history_)
     say(patients.attrition.to_string(index=False))
@@ -178,6 +208,7 @@ def compare(
     set_: SetOption = [],  # noqa: B006 - typer copies it
     pairs: Annotated[bool, typer.Option(help="Also train pairs of modalities.")] = True,
     resamples: ResamplesOption = 1000,
+    store: StoreOption = None,
 ) -> None:
     """Does fusion help here? Each modality alone, pairs, all, other fusion heads, and plain baselines.
 
@@ -186,7 +217,7 @@ def compare(
     from .recipe import load_recipe
     from .scoring import compare_recipe
 
-    compare_recipe(load_recipe(recipe, set_), data, out, pairs=pairs, resamples=resamples, say=say)
+    compare_recipe(load_recipe(recipe, set_, store=store), data, out, pairs=pairs, resamples=resamples, say=say)
 
 
 @app.command()

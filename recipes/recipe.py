@@ -53,14 +53,20 @@ class Recipe:
     name: str
     module: ModuleType
     settings: object
+    store: Path | None = None
+    """Where the arrays of its cohorts are kept, if not in memory."""
 
     def read(self, data: Path) -> Cohort:
         """Whose risk, when, from what: those whose outcome can be learned from or held against a risk."""
-        return self.module.read(data, self.settings)
+        return self.stored(self.module.read(data, self.settings))
 
     def patients(self, data: Path) -> Cohort:
         """Whom to predict for: all that the data have, whether or not their outcome is known."""
-        return getattr(self.module, "patients", self.module.read)(data, self.settings)
+        return self.stored(getattr(self.module, "patients", self.module.read)(data, self.settings))
+
+    def stored(self, cohort: Cohort) -> Cohort:
+        """The cohort with the recipe's store, if it has one."""
+        return cohort if self.store is None else cohort.with_store(self.store)
 
     @property
     def is_cross_validated(self) -> bool:
@@ -85,13 +91,20 @@ class Recipe:
         return dataclasses.asdict(self.settings)
 
 
-def load_recipe(name: str, assignments: Sequence[str] = (), stated: Mapping[str, object] | None = None) -> Recipe:
+def load_recipe(
+    name: str,
+    assignments: Sequence[str] = (),
+    stated: Mapping[str, object] | None = None,
+    *,
+    store: Path | None = None,
+) -> Recipe:
     """A recipe by name or by the path of a Python file.
 
     Args:
         name: one of `BUILT_IN`, or a path that ends in `.py`.
         assignments: settings as `name=value`, from the command line.
         stated: settings as `Recipe.stated_settings` gave them, from a run folder.
+        store: where the arrays of its cohorts are kept, if not in memory.
 
     Raises:
         InputError: no such recipe, a part of it is missing, or a setting is unknown or of another type.
@@ -110,7 +123,7 @@ def load_recipe(name: str, assignments: Sequence[str] = (), stated: Mapping[str,
     settings = module.Settings(**values)
     for own in known & set(_WHOLE):
         require_whole(own, getattr(settings, own), **_WHOLE[own])
-    recipe = Recipe(name, module, settings)
+    recipe = Recipe(name, module, settings, store)
     if recipe.is_cross_validated and not (hasattr(module, "sources") and {"folds", "repeats"} <= known):
         raise InputError(
             f"The recipe {name} has VARIANTS, so it also needs sources, and the settings folds and repeats."

@@ -145,13 +145,14 @@ def _pseudonyms(parts: Sequence[Cohort], salt: str) -> list[str]:
     return sorted(hashlib.sha256(f"{salt}/{patient}".encode()).hexdigest()[:16] for patient in patients)
 
 
-def open_run(folder: Path, own_recipe: str | None = None) -> Run:
+def open_run(folder: Path, own_recipe: str | None = None, *, store: Path | None = None) -> Run:
     """A run by its folder.
 
     Args:
         folder: as `chiasm train --out` wrote it.
         own_recipe: path of the recipe's file, where it is not one of chiasm's. A run folder is data:
             no code is run because a folder names it.
+        store: where the arrays of cohorts are kept, if not in memory.
 
     Raises:
         InputError: no run there, one of another schema, or its recipe was not given.
@@ -160,7 +161,7 @@ def open_run(folder: Path, own_recipe: str | None = None) -> Run:
     name = told["recipe"]
     if name.endswith(".py") and own_recipe is None:
         raise InputError(f"{folder} is a run of a recipe of your own. Name its file again with --recipe {name}.")
-    return Run(load_recipe(own_recipe or name, stated=told["settings"]), folder)
+    return Run(load_recipe(own_recipe or name, stated=told["settings"], store=store), folder)
 
 
 def _read_run(folder: Path) -> dict:
@@ -193,7 +194,7 @@ def read_patients(recipe: Recipe, data: Path, history: float | None) -> Cohort:
 
     meds = (data / "data").is_dir() and (data / "metadata").is_dir()
     if meds or find_table(data, "outcomes"):
-        return Cohort.read(data, history=history)
+        return recipe.stored(Cohort.read(data, history=history))
     return recipe.patients(data)
 
 
