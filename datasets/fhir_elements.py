@@ -31,7 +31,6 @@ _DAY = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_DAY = _EPOCH.toordinal()
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d))?)?", re.ASCII)
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9\-._]{1,128}", re.ASCII)
 _REFERENCE = re.compile(r"(?:.*/)?([A-Za-z]+)/([A-Za-z0-9\-._]{1,128})(?:/_history/[A-Za-z0-9\-._]+)?", re.ASCII)
 _URN = "urn:uuid:"
@@ -56,16 +55,17 @@ def part(element: dict, name: str, kind: type[_Part]) -> _Part | None:
         MalformedLineError: it is of another type.
     """
     value = element.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise MalformedLineError(f"{name} is not {_WORDS[kind]}")
-    return value
+    if value is None or isinstance(value, kind):
+        return value
+    raise MalformedLineError(f"{name} is not {_WORDS[kind]}")
 
 
 def parts(element: dict, name: str) -> list[dict]:
     """A repeating child element; empty where it is absent."""
     values = part(element, name, list) or []
-    if not all(isinstance(value, dict) for value in values):
-        raise MalformedLineError(f"{name} holds something that is not an object")
+    for value in values:
+        if not isinstance(value, dict):
+            raise MalformedLineError(f"{name} holds something that is not an object")
     return values
 
 
@@ -112,6 +112,9 @@ def _target(reference: dict, kind: str) -> str | None:
     text = part(reference, "reference", str)
     if text is None or text.startswith("#"):
         return None
+    # Nearly all references are of this form.
+    if text.startswith(f"{kind}/") and _ID.fullmatch(name := text[len(kind) + 1 :]):
+        return name
     if text.startswith(_URN):
         return text.removeprefix(_URN)
     found = _REFERENCE.fullmatch(text)
@@ -145,12 +148,13 @@ def instant(element: dict, name: str) -> int:
 # Times repeat: the results of one sample, the moment of an export's last update.
 @lru_cache(1 << 12)
 def _instant(text: str) -> int:
-    if not _INSTANT.fullmatch(text):
+    if text[10] != "T" or not (text[-1] == "Z" or text[-6] in "+-"):
         raise ValueError
     leap = text[17:19] == "60"
-    since = datetime.fromisoformat(text[:17] + "59" + text[19:] if leap else text) - _EPOCH
-    if int(text[:4]) not in _YEARS:
+    moment = datetime.fromisoformat(text[:17] + "59" + text[19:] if leap else text)
+    if moment.year not in _YEARS:
         raise ValueError
+    since = moment - _EPOCH
     return (since.days * 86_400 + since.seconds + leap) * 1_000_000 + since.microseconds
 
 
@@ -183,7 +187,7 @@ def codings(concept: dict) -> list[tuple[str, str, str]]:
     for coding in parts(concept, "coding"):
         code = (part(coding, "code", str) or "").strip()
         if code:
-            system, display = (part(coding, name, str) or "" for name in ("system", "display"))
+            system, display = part(coding, "system", str) or "", part(coding, "display", str) or ""
             found.append((system.strip().rstrip("/"), code, display))
     return found
 
@@ -209,7 +213,8 @@ def codes(element: dict, name: str) -> set[str]:
 
 def unit_of(quantity: dict) -> str | None:
     """The unit of a Quantity: its UCUM code, else what is written beside the number, else another code."""
-    code, written, system = (part(quantity, name, str) for name in ("code", "unit", "system"))
+    code, written = part(quantity, "code", str), part(quantity, "unit", str)
+    system = part(quantity, "system", str)
     if system and system.rstrip("/") == UCUM and code:
         return code.strip() or None
     return (written or code or "").strip() or None
