@@ -57,7 +57,8 @@ def read_mimic(
     - `notes`: radiology reports, available at storetime. Discharge summaries are read on request, and
       never enter a question asked during the stay that they tell of.
     - `images`: radiographs by StudyDate and StudyTime, `study_uid` = study_id.
-    - `static`: `sex`, and of the stay `age` (years on admission; 91 stands for 90 and over),
+    - `static`: `sex`, and of the stay `age` (years on admission; who was over 89 in the
+      anchor year is published as 91 in it),
       `admission_type`, `care_unit` (the first), and the `demographics` asked for. Where a patient may
       have several samples (`stays` other than "first"), what differs from stay to stay is no static
       fact: it stands in `labs` at the moment of the question, as `age` or as an indicator such as
