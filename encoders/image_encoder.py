@@ -36,7 +36,8 @@ class ImageEncoder(nn.Module):
         pretrained: start from the model's published weights rather than at random.
         size: side in pixels of the square that images are brought to.
         channels: 1 for grey (the first convolution's weights are summed), 3 for colour.
-        most: images a sample at most; the most recent ones stay.
+        most: files a sample at most; the most recent ones stay.
+        slices: images that are taken of a volume, evenly spread through it.
         grid: the feature map is pooled to at most `grid × grid` tokens an image.
         augment: in training, turn, shift and scale images a little and vary their contrast; never flip.
 
@@ -52,6 +53,7 @@ class ImageEncoder(nn.Module):
         size: int = 224,
         channels: int = 1,
         most: int = 4,
+        slices: int = 1,
         grid: int = 4,
         augment: bool = True,
     ) -> None:
@@ -59,7 +61,7 @@ class ImageEncoder(nn.Module):
         if grid < 1:
             raise InputError(f"grid is {grid}; expected at least 1 token along each side of an image.")
         self.model, self.pretrained, self.grid, self.augment = str(model), pretrained, grid, augment
-        self.reader = ImageReader(size, channels=channels, most=most)
+        self.reader = ImageReader(size, channels=channels, most=most, slices=slices)
         self.architecture: dict[str, object] = {}
         self.width = 0
 
@@ -80,7 +82,7 @@ class ImageEncoder(nn.Module):
 
     def describe(self) -> dict[str, object]:
         settings = {"model": self.model, "pretrained": self.pretrained, "grid": self.grid, "augment": self.augment}
-        reader = {"size": self.reader.size, "channels": self.reader.channels, "most": self.reader.most}
+        reader = {name: getattr(self.reader, name) for name in ("size", "channels", "most", "slices")}
         return {"settings": settings | reader, "reader": self.reader.state(), "architecture": self.architecture}
 
     def rebuild(self, description: Mapping[str, object]) -> None:

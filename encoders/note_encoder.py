@@ -135,7 +135,10 @@ class NoteEncoder(nn.Module):
         self.model = description["model"]
         self.reader.restore(description["reader"])
         self.config = dict(description["config"])
-        self._make_layers(AutoConfig.for_model(**self.config))
+        config = AutoConfig.for_model(**self.config)
+        # Attention that is named by a repository would be fetched and run; transformers chooses among its own.
+        config._attn_implementation = None
+        self._make_layers(config)
 
     def forward(self, part: Notes, patients: int) -> Tokens:
         # Nobody has a note: the transformer is not run.

@@ -462,6 +462,16 @@ def test_a_folder_with_code_of_its_own_is_refused_without_asking(bert_folder, co
     assert not (tmp_path / "sprung").exists()
 
 
+def test_a_description_that_names_attention_of_a_repository_gets_that_of_transformers(cohort):
+    encoder = NoteEncoder(BERT, length=12, overlap=4)
+    encoder.build(cohort)
+    told = encoder.describe()
+    told["config"] |= {"attn_implementation": "somebody/kernel"}
+    again = NoteEncoder(length=12, overlap=4)
+    again.rebuild(told)
+    assert again.transformer.config._attn_implementation == encoder.transformer.config._attn_implementation == "sdpa"
+
+
 def test_the_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
