@@ -40,7 +40,7 @@ class Comparison:
     """Fused less each other model, on the same resampled patients."""
     seconds: dict[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
-    """What the fused model's readers left out."""
+    """What the fused model's readers left out, of training and of held-out patients."""
 
     def with_model(self, name: str, risks: pd.DataFrame, seconds: float = 0.0) -> Comparison:
         """The same with one more model; the first is "fused"."""
@@ -244,8 +244,9 @@ def _trained_risks(
     train, valid, test = parts
     for name, model in models.items():
         began = time.perf_counter()
-        fit(model, train, valid, **recipe.training())
+        history = fit(model, train, valid, **recipe.training())
         risks = unrefused_risks(model, test)
+        risks.attrs["remarks"] = [*(f"in training, {remark}" for remark in history.remarks), *risks.attrs["remarks"]]
         yield name, risks, time.perf_counter() - began
     if train.labs is not None or train.static is not None:
         for name in BASELINES:

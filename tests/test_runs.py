@@ -250,18 +250,27 @@ def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, 
 def test_what_was_left_out_is_told_and_stands_in_the_reports(recipe, tmp_path, capsys):
     data = write_tables(tmp_path / "data")
     labs = pd.read_csv(data / "labs.csv").astype({"value": object})
-    labs.loc[0, "value"] = "haemolysed"
-    labs.to_csv(data / "labs.csv", index=False)
+    labs.iloc[-1, labs.columns.get_loc("value")] = "haemolysed"
+    # Codes that no training patient has: one of a validation patient, two of a held-out one.
+    own = load_recipe(str(recipe))
+    _, valid, test = (part.outcomes["subject_id"].iloc[0] for part in own.divide(own.read(data)))
+    rows = labs["subject_id"].isin([valid, test]) & (labs["time"] > "2031-05-17")
+    strange = labs[rows].assign(code=lambda table: "strange " + table["subject_id"].astype("str"))
+    other = strange[strange["subject_id"] == test].assign(code="stranger")
+    pd.concat([labs, strange, other]).to_csv(data / "labs.csv", index=False)
     small = ("--data", data, "--resamples", 5)
     assert chiasm("train", recipe, "--data", data, "--out", tmp_path / "run") == 0
     assert chiasm("evaluate", tmp_path / "run", *small, "--recipe", recipe) == 0
     assert chiasm("compare", recipe, *small, "--out", tmp_path / "comparison") == 0
     printed = capsys.readouterr().out
     assert printed.count("left out: labs: 1 rows, because value") == 2
+    assert printed.count("left out: labs: 2 measurements of 2 codes outside the vocabulary") == 2
+    assert printed.count("left out: in training, labs: 1 measurements of 1 codes outside the vocabulary") == 1
     for folder in ("run", "comparison"):
         report = (tmp_path / folder / "report.html").read_text()
         assert "Remarks about the data" in report
         assert "labs: 1 rows, because value" in report
+        assert "labs: 2 measurements of 2 codes" in report
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluation["thresholds"]["died"]["chosen"] == "maximises F1 on the validation patients"
     comparison = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
