@@ -5,6 +5,17 @@ from .image_encoder import ImageEncoder
 from .lab_encoder import LabEncoder
 from .note_encoder import NoteEncoder
 from .static_encoder import StaticEncoder
-from .tokens import Tokens
+from .tokens import Encoded, Tokens
+from .tuning import Tuned, Tuning
 
-__all__ = ["Encoder", "ImageEncoder", "LabEncoder", "NoteEncoder", "StaticEncoder", "Tokens"]
+__all__ = [
+    "Encoded",
+    "Encoder",
+    "ImageEncoder",
+    "LabEncoder",
+    "NoteEncoder",
+    "StaticEncoder",
+    "Tokens",
+    "Tuned",
+    "Tuning",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,10 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.note_reader import NoteReader
 from .augmentation import hide_words
-from .tokens import Tokens, gather_tokens, no_tokens
+from .note_network import fresh_transformer, load_transformer, longest_input
+from .tokens import Encoded, Tokens, gather_tokens, no_tokens
+from .tuning import Tuning, settle
+from .weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,11 +36,15 @@ class NoteEncoder(nn.Module):
         overlap: tokens that neighbouring pieces share.
         most: pieces a sample at most; the most recent stay.
         word_dropout: share of the word pieces that are hidden in training, drawn anew at every step, so
-            that few notes are not learned by heart.
+            that few notes are not learned by heart. A frozen model reads every note as it is, once.
+        pretrained: of a model by name or folder, start from its published weights (True), from a
+            safetensors file or a state dict, or at random (False). A model from a config is fresh.
+        tuning: "full", "frozen", "gradual", "layerwise" or "lora", or one of them with a number, such as
+            "lora:16"; see `Tuning`.
 
     Raises:
-        InputError: sizes that do not agree; or, when built, a model or tokenizer that cannot be
-            loaded, or that is no encoder.
+        InputError: settings that do not agree; or, when built, a model or tokenizer that cannot be
+            loaded, or that is no encoder, or weights of another model.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class NoteEncoder(nn.Module):
         overlap: int = 32,
         most: int = 16,
         word_dropout: float = 0.1,
+        pretrained: bool | str | Path | Weights = True,
+        tuning: str = "full",
     ) -> None:
         super().__init__()
         if not 0 <= word_dropout < 1:
@@ -60,6 +68,12 @@ class NoteEncoder(nn.Module):
                 f"model is a {type(model).__name__}; expected the name of a Hugging Face encoder, a local folder, "
                 "a transformers config, or None."
             )
+        if not named and not isinstance(pretrained, bool):
+            raise InputError(
+                "pretrained= gives weights, but no model whose tokenizer they were made with. Give that as model=, by "
+                "name or as a local folder."
+            )
+        self.pretrained, self.tuning = pretrained, Tuning.parse(tuning)
         self.model = str(model) if named else None
         self.config: dict[str, object] = {} if named or model is None else model.to_dict()
         self.length, self.overlap, self.most = length, overlap, most
@@ -70,8 +84,7 @@ class NoteEncoder(nn.Module):
         if self.model is None:
             self._build_fresh(cohort)
         else:
-            self.transformer = load_transformer(self.model)
-            self._set_limits()
+            self._take(load_transformer(self.model, self.pretrained))
             self.reader.fit(cohort)
         vocabulary = self.reader.tokenizer_.get_vocab_size()
         rows = self.transformer.get_input_embeddings().num_embeddings
@@ -86,7 +99,7 @@ class NoteEncoder(nn.Module):
         self.reader.vocabulary = config.vocab_size
         self.reader.fit(cohort)
         # The vocabulary may come out smaller than asked; the embedding has no row without a word.
-        self._make_layers(self._fresh_config(self.reader.tokenizer_.get_vocab_size()))
+        self._take(fresh_transformer(self._fresh_config(self.reader.tokenizer_.get_vocab_size())))
 
     def _fresh_config(self, words: int) -> PretrainedConfig:
         from transformers import AutoConfig, BertConfig
@@ -104,27 +117,20 @@ class NoteEncoder(nn.Module):
             pad_token_id=0,
         )
 
-    def _make_layers(self, config: PretrainedConfig) -> None:
-        from transformers import AutoModel
-
-        try:
-            model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        except ValueError as error:
-            raise InputError(f"No model can be made of this config of type {config.model_type!r}: {error}") from error
-        self.transformer = _encoder_only(model)
-        self._set_limits()
-
-    def _set_limits(self) -> None:
-        limit = _longest_input(self.transformer)
+    def _take(self, transformer: nn.Module) -> None:
+        """Make the layers around a network."""
+        limit = longest_input(transformer)
         if limit < 8:
             raise InputError(f"The model takes {limit} tokens at once, too few to read notes. Give another model.")
-        self.width = self.transformer.config.hidden_size
+        self.transformer, self.width = transformer, transformer.config.hidden_size
+        self.tuning.prepare(transformer)
         self.reader.length = min(self.length, limit)
         self.reader.overlap = min(self.overlap, self.reader.length // 4)
 
     def describe(self) -> dict[str, object]:
         names = ("length", "overlap", "most", "word_dropout")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names} | {"tuning": str(self.tuning)}
+        settings["pretrained"] = self.pretrained is not False
         config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
         config.pop("_name_or_path", None)
         return {"settings": settings, "model": self.model, "reader": self.reader.state(), "config": config}
@@ -138,77 +144,40 @@ class NoteEncoder(nn.Module):
         config = AutoConfig.for_model(**self.config)
         # Attention that is named by a repository would be fetched and run; transformers chooses among its own.
         config._attn_implementation = None
-        self._make_layers(config)
+        self._take(fresh_transformer(config))
 
-    def forward(self, part: Notes, patients: int) -> Tokens:
-        # Nobody has a note: the transformer is not run.
-        if not len(part.patient):
-            return no_tokens(patients, self.width, next(self.transformer.parameters()))
+    def train(self, mode: bool = True) -> NoteEncoder:
+        super().train(mode)
+        if hasattr(self, "transformer"):
+            settle(self.transformer)
+        return self
 
+    def rates(self) -> list[tuple[nn.Parameter, float]]:
+        published = self.model is not None and self.pretrained is not False
+        return self.tuning.rates(self.transformer, pretrained=published)
+
+    def thaw(self, epoch: int | None) -> None:
+        self.tuning.thaw(self.transformer, epoch)
+        self.train(self.training)
+
+    def identity(self) -> dict[str, object]:
+        return {"config": self.transformer.config.to_diff_dict()}
+
+    def encoded(self, part: Notes) -> Encoded:
         # Padding is masked by length; the transformer never attends to it.
         real = torch.arange(part.tokens.shape[1], device=part.tokens.device) < part.length[:, None]
-        if self.training and self.word_dropout:
+        if self.training and self.word_dropout and not self.tuning.is_frozen:
             real = hide_words(real, self.word_dropout)
         states = self.transformer(input_ids=part.tokens, attention_mask=real.long()).last_hidden_state
 
         # One token a word piece, in reading order, each with the hour of its note.
         chunk, _ = real.nonzero(as_tuple=True)
-        return gather_tokens(states[real], part.hours[chunk], part.patient[chunk], patients)
+        return Encoded(part.patient[chunk], part.hours[chunk], states[real])
 
-
-def load_transformer(source: str) -> nn.Module:
-    """A Hugging Face encoder in float32, without its pooling layer.
-
-    Raises:
-        InputError: it cannot be found, reached or read, lacks weights, needs code of its own, or is
-            no encoder.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModel
-
-    try:
-        # Code that comes with a model is never run, nor is the user asked whether it should be.
-        model, report = AutoModel.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        raise InputError(
-            f"No model could be loaded from {source!r} ({type(error).__name__}). Give the name of a Hugging Face "
-            "encoder that can be reached, or a local folder with config.json, weights and tokenizer.json."
-        ) from error
-    # What the file lacks would stay random without a word.
-    missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)
-    if missing:
-        raise InputError(
-            f"{source!r} has no weights for {missing[0]} and {len(missing) - 1} more. Its config.json and its weights "
-            "do not belong together; take both from one model."
-        )
-    return _encoder_only(model)
-
-
-def _encoder_only(model: nn.Module) -> nn.Module:
-    """The model without the layer that chiasm does not use, so that every parameter learns.
-
-    Raises:
-        InputError: a decoder is part of it.
-    """
-    if model.config.is_encoder_decoder:
-        raise InputError(
-            f"A model of type {model.config.model_type!r} has a decoder besides its encoder. Give an encoder, such "
-            "as one of the families of BERT, RoBERTa, ELECTRA, DeBERTa or ModernBERT."
-        )
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model
-
-
-def _longest_input(model: nn.Module) -> int:
-    """Tokens that the model takes at once; 512 where its config sets no limit."""
-    positions = int(getattr(model.config, "max_position_embeddings", None) or 512)
-    # RoBERTa and its descendants number positions from the padding's number + 1 on.
-    reserved = [
-        layer.padding_idx + 1
-        for name, layer in model.named_modules()
-        if name.endswith("position_embeddings") and getattr(layer, "padding_idx", None) is not None
-    ]
-    return (positions if positions > 0 else 512) - max(reserved, default=0)
+    def forward(self, part: Notes | Encoded, patients: int) -> Tokens:
+        # Nobody has a note: the transformer is not run.
+        if not len(part.patient):
+            return no_tokens(patients, self.width, next(self.transformer.parameters()))
+        if isinstance(part, Notes):
+            part = self.encoded(part)
+        return gather_tokens(part.values, part.hours, part.patient, patients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +34,14 @@ class Tokens:
         if self.summary is not None:
             return torch.where(real.any(1), self.summary, 0.0)
         return torch.where(real, self.values, 0.0).sum(1) / real.sum(1).clamp(min=1)
+
+
+class Encoded(NamedTuple):
+    """What a network made of the rows of a part, one row a token: a part of a batch like those that it was made of."""
+
+    patient: Int[Tensor, " token"]
+    hours: Float[Tensor, " token"]
+    values: Float[Tensor, "token width"]
 
 
 def gather_tokens(

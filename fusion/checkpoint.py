@@ -25,6 +25,8 @@ class History:
     best_epoch: int = 0
     remarks: tuple[str, ...] = ()
     """What the readers left out of the training and validation patients."""
+    tuning: tuple[str, ...] = ()
+    """How each network that may be pretrained was tuned, and how many of its weights learned."""
 
 
 @dataclass
@@ -39,6 +41,8 @@ class TrainingState:
     best: dict[str, Tensor]
     best_loss: float = math.inf
     history: History = field(default_factory=History)
+    fixed: frozenset[str] = frozenset()
+    """Names of the weights that never learn. They are as they were when training began, and in no checkpoint."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights and moments, by a name that tells what they are."""
@@ -52,7 +56,7 @@ class TrainingState:
             f"{group}/{name}": torch.as_tensor(value).detach().cpu().clone().contiguous()
             for group, own in named.items()
             for name, value in own.items()
-            if value is not None
+            if value is not None and name.removeprefix("module.") not in self.fixed
         }
 
     def take(self, tensors: Mapping[str, Tensor], run: Mapping[str, object]) -> None:
@@ -61,9 +65,10 @@ class TrainingState:
         for name, value in tensors.items():
             group, _, own = name.partition("/")
             groups.setdefault(group, {})[own] = value
-        self.model.load_state_dict(groups["weights"])
-        self.averaged.load_state_dict(groups["averaged"])
-        self.best = groups["best"]
+        fixed = {name: value for name, value in self.model.state_dict().items() if name in self.fixed}
+        self.model.load_state_dict(groups["weights"] | fixed)
+        self.averaged.load_state_dict(groups["averaged"] | {f"module.{name}": own for name, own in fixed.items()})
+        self.best = groups["best"] | fixed
         moments = {int(name.partition(".")[2]): own for name, own in groups.items() if name.startswith("moments.")}
         self.rule.load_state_dict({"state": moments, "param_groups": run["groups"]})
         self.schedule.load_state_dict(run["schedule"])

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
@@ -23,6 +22,7 @@ from ..datasets.progress import progress_bar, showing_progress
 from .artifact import write_whole
 from .checkpoint import History, TrainingState, resume, write_checkpoint
 from .inference import infer, to_device
+from .learning import copied_weights, fixed_weights, make_optimizer, moving_average, tell_tuning, thaw
 from .metrics import best_threshold
 from .model import FusionModel
 from .processes import from_main_process, make_accelerator, share_weights
@@ -67,7 +67,7 @@ def fit(
             and there is no early stopping and no threshold.
         epochs: passes over the training samples, at most.
         batch_size: samples an update, over all processes together.
-        learning_rate: the highest, reached after warm-up.
+        learning_rate: the highest, reached after warm-up. Pretrained networks learn at a share of it.
         optimizer: "adamw" or "sgd" (momentum 0.9).
         weight_decay: on weight matrices; biases and norms are spared.
         warmup: share of all updates over which the rate rises from 0; then it falls as a cosine.
@@ -110,6 +110,7 @@ def fit(
     steps = math.ceil(len(samples) / batch_size)
     network, state = _set_up(model, steps, settings, accelerator)
     state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
+    state.history.tuning = tell_tuning(model)
 
     # What was done before, if this run was stopped.
     store = None if out is None else Path(out)
@@ -168,11 +169,13 @@ def _set_up(
     model: FusionModel, steps: int, settings: TrainingSettings, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainingState]:
     """The network as the processes share it, and a state of which nothing is trained yet; `steps` an epoch."""
-    rule = _optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+    thaw(model, None)
+    fixed = fixed_weights(model)
+    rule = make_optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
     schedule = _schedule(rule, steps * settings.epochs, settings.warmup)
     network, rule = accelerator.prepare(model, rule)
-    averaged = AveragedModel(model, avg_fn=_moving_average(settings.average), use_buffers=True)
-    return network, TrainingState(model, averaged, rule, schedule, best=_weights(model))
+    averaged = moving_average(model, settings.average)
+    return network, TrainingState(model, averaged, rule, schedule, best=copied_weights(model, fixed), fixed=fixed)
 
 
 def _go_on(store: Path | None, fingerprint: str, state: TrainingState, accelerator: Accelerator) -> None:
@@ -204,6 +207,7 @@ def _train_epoch(
 ) -> float:
     """One pass over the training samples; returns the mean loss a known label, auxiliary losses included."""
     total = count = 0.0
+    thaw(state.model, epoch)
     network.train()
     for step, positions in enumerate(BucketedBatches(samples.sizes, settings.batch_size, settings.seed, epoch)):
         # Every random draw of a step is keyed, so that a resumed run repeats it.
@@ -237,7 +241,7 @@ def _keep_if_better(state: TrainingState, record: dict[str, float]) -> bool:
     watched = record.get("valid_loss")
     better = watched is None or watched < state.best_loss
     if better:
-        state.best = _weights(state.averaged.module)
+        state.best = copied_weights(state.averaged.module, state.fixed)
         state.history.best_epoch = int(record["epoch"])
         state.best_loss = math.inf if watched is None else watched
     return better
@@ -289,17 +293,6 @@ def _share(samples: PreparedSamples, positions: list[int], accelerator: Accelera
     return batch._replace(known=torch.zeros_like(batch.known))
 
 
-def _optimizer(model: FusionModel, name: str, rate: float, decay: float) -> torch.optim.Optimizer:
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=rate)
-
-
 def _schedule(rule: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
     rising = max(1, round(warmup * steps))
 
@@ -309,20 +302,6 @@ def _schedule(rule: torch.optim.Optimizer, steps: int, warmup: float) -> torch.o
         return 0.5 * (1 + math.cos(math.pi * min(1, (step - rising) / max(1, steps - rising))))
 
     return torch.optim.lr_scheduler.LambdaLR(rule, share_of_rate)
-
-
-def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """An exponential moving average that forgets its beginning quickly: short runs do not keep random weights."""
-
-    def average(kept: Tensor, new: Tensor, updates: Tensor) -> Tensor:
-        own = min(decay, (1 + int(updates)) / (10 + int(updates)))
-        return torch.lerp(new, kept, own) if kept.is_floating_point() else new
-
-    return average
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 @torch.inference_mode()

@@ -1,0 +1,101 @@
+"""Which weights of a model learn, from which epoch on, and how fast; and their moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..encoders import Tuned
+from .model import FusionModel
+
+
+def thaw(model: FusionModel, epoch: int | None) -> None:
+    """Let learn what learns in an epoch, from 0; None for everything that ever learns."""
+    for _, encoder in tuned_encoders(model):
+        encoder.thaw(epoch)
+
+
+def tuned_encoders(model: FusionModel) -> Iterator[tuple[str, Tuned]]:
+    """The encoders around networks that may be pretrained, by modality."""
+    yield from ((name, encoder) for name, encoder in model.encoders.items() if isinstance(encoder, Tuned))
+
+
+def fixed_weights(model: FusionModel) -> frozenset[str]:
+    """Names of the weights that never learn; while everything that ever learns does."""
+    return frozenset(name for name, weight in model.named_parameters() if not weight.requires_grad)
+
+
+def tell_tuning(model: FusionModel) -> tuple[str, ...]:
+    """How each network is tuned and how many of its weights learn, one sentence an encoder."""
+    told = []
+    for name, encoder in tuned_encoders(model):
+        weights = list(encoder.parameters())
+        learning = sum(weight.numel() for weight in weights if weight.requires_grad)
+        shares = {share for _, share in encoder.rates() if share != 1}
+        slower = f", at {_span(shares)} of the learning rate" if shares else ""
+        whole = sum(weight.numel() for weight in weights)
+        told.append(f"{name}: {encoder.tuning}; {learning:,} of {whole:,} weights learn{slower}")
+    return tuple(told)
+
+
+def _span(shares: set[float]) -> str:
+    low, high = min(shares), max(shares)
+    return f"{low:g}" if low == high else f"{low:.2g} to {high:.2g}"
+
+
+def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> torch.optim.Optimizer:
+    """The rule by which all learn that ever do: weight matrices decay, and networks learn at their share of the rate.
+
+    Args:
+        model: built; everything that ever learns does.
+        name: "adamw" or "sgd" (momentum 0.9).
+        rate: the highest of the learning rate.
+        decay: of weight matrices; biases and norms are spared.
+    """
+    shares = {id(weight): share for _, encoder in tuned_encoders(model) for weight, share in encoder.rates()}
+    # First those of the whole rate, whose rate a history tells.
+    groups: dict[tuple[float, bool], dict[str, object]] = {
+        (1.0, True): {"params": [], "weight_decay": decay, "lr": rate},
+        (1.0, False): {"params": [], "weight_decay": 0.0, "lr": rate},
+    }
+    for weight in model.parameters():
+        if weight.requires_grad:
+            share, decays = shares.get(id(weight), 1.0), weight.ndim > 1
+            fresh = {"params": [], "weight_decay": decay if decays else 0.0, "lr": rate * share}
+            groups.setdefault((share, decays), fresh)["params"].append(weight)
+    if name == "sgd":
+        return torch.optim.SGD(groups.values(), lr=rate, momentum=0.9)
+    return torch.optim.AdamW(groups.values(), lr=rate)
+
+
+def moving_average(model: FusionModel, decay: float) -> AveragedModel:
+    """An exponential moving average of the weights that learn; those that never do are the model's own.
+
+    It forgets its beginning quickly: short runs do not keep random weights.
+    """
+
+    def average(kept: Tensor, new: Tensor, updates: Tensor) -> Tensor:
+        own = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        return torch.lerp(new, kept, own) if kept.is_floating_point() else new
+
+    def average_all(kept: list[Tensor], new: list[Tensor], updates: Tensor) -> None:
+        for own, theirs in zip(kept, new, strict=True):
+            if own.data_ptr() != theirs.data_ptr():
+                own.copy_(average(own, theirs, updates))
+
+    averaged = AveragedModel(model, multi_avg_fn=average_all, use_buffers=True)
+    fixed, weights = fixed_weights(model), dict(model.named_parameters())
+    for name, weight in averaged.module.named_parameters():
+        if name in fixed:
+            weight.data = weights[name].data
+    return averaged
+
+
+def copied_weights(model: nn.Module, fixed: frozenset[str]) -> dict[str, Tensor]:
+    """A model's weights as they are now; of those that never learn, no copy."""
+    return {
+        name: value.detach() if name in fixed else value.detach().clone() for name, value in model.state_dict().items()
+    }
