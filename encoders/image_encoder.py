@@ -17,7 +17,6 @@ from .augmentation import jitter_images
 from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle
-from .weights import Weights
 
 
 class ImageEncoder(nn.Module):
@@ -50,7 +49,7 @@ class ImageEncoder(nn.Module):
         self,
         model: str | Path = "resnet18",
         *,
-        pretrained: bool | str | Path | Weights = False,
+        pretrained: bool | str | Path | Mapping[str, object] = False,
         size: int = 224,
         channels: int = 1,
         most: int = 4,

@@ -75,7 +75,11 @@ def fresh_backbone(architecture: Mapping[str, object], planes: int) -> nn.Module
 
 
 def pretrained_network(
-    model: str, architecture: Mapping[str, object], weights: bool | str | Path | Weights, channels: int, size: int
+    model: str,
+    architecture: Mapping[str, object],
+    weights: bool | str | Path | Mapping[str, object],
+    channels: int,
+    size: int,
 ) -> ImageNetwork:
     """A network with published or given weights; folded to grey images if they are for coloured ones.
 
@@ -156,8 +160,8 @@ def _with_weights(
     kind = "grey" if channels == 1 else "coloured"
     raise InputError(
         f"The weights of {source} are not those of {architecture['name']!r} for {kind} images: "
-        f"{min(reports, key=len)}. Give "
-        "the weights of this network, the network of these weights, or the number of channels that they are for."
+        f"{min(reports, key=len)}. Give the weights of this network, the network of these weights, or the number of "
+        "channels that they are for."
     )
 
 

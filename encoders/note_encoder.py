@@ -17,7 +17,6 @@ from .augmentation import hide_words
 from .note_network import fresh_transformer, load_transformer, longest_input
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle
-from .weights import Weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -55,7 +54,7 @@ class NoteEncoder(nn.Module):
         overlap: int = 32,
         most: int = 16,
         word_dropout: float = 0.1,
-        pretrained: bool | str | Path | Weights = True,
+        pretrained: bool | str | Path | Mapping[str, object] = True,
         tuning: str = "full",
     ) -> None:
         super().__init__()

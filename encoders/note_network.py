@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..datasets.errors import InputError
-from .weights import Weights, read_weights, refuse_not_finite, tell_misfit, told
+from .weights import read_weights, refuse_not_finite, tell_misfit, told
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -37,7 +37,7 @@ def fresh_transformer(config: PretrainedConfig) -> nn.Module:
     return _encoder_only(model)
 
 
-def load_transformer(source: str, weights: bool | str | Path | Weights = True) -> nn.Module:
+def load_transformer(source: str, weights: bool | str | Path | Mapping[str, object] = True) -> nn.Module:
     """A Hugging Face encoder in float32, without its pooling layer.
 
     Args:

@@ -13,7 +13,7 @@ from ..datasets.errors import InputError
 Weights = Mapping[str, Tensor]
 
 
-def read_weights(source: str | Path | Weights) -> dict[str, Tensor]:
+def read_weights(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]:
     """The weights of a safetensors file or a state dict; floating-point numbers as float32.
 
     Raises:
