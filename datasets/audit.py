@@ -10,6 +10,7 @@ import pandas as pd
 
 from .audit_findings import SEVERITIES, Division, Finding, Material, Place, Severity, counted
 from .audit_images import check_images
+from .audit_links import check_links
 from .audit_notes import check_notes, check_outcome_words
 from .audit_outcomes import check_columns, check_missingness, check_sources, enough, labels_of
 from .audit_splits import check_division, check_samples, check_twins
@@ -33,6 +34,7 @@ __all__ = ["CHECKS", "Audit", "Finding", "Place", "audit"]
 CHECKS: Mapping[str, Callable[[Material], Iterator[Finding]]] = {
     "the division: patients in two parts, or in none": check_division,
     "images of several patients, blank or unreadable": check_images,
+    "images linked to another patient": check_links,
     "notes of several patients": check_notes,
     "one patient under two ids": check_twins,
     "samples and rows that stand twice": check_samples,
@@ -50,7 +52,13 @@ CHECKS: Mapping[str, Callable[[Material], Iterator[Finding]]] = {
 }
 """What is looked at, in this order."""
 
-_NEEDS = {check_images: "images", check_notes: "notes", check_outcome_words: "notes", check_units: "labs"}
+_NEEDS = {
+    check_images: "images",
+    check_links: "images",
+    check_notes: "notes",
+    check_outcome_words: "notes",
+    check_units: "labs",
+}
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ def audit(
     sources: Mapping[str, Sequence[object] | pd.Series] | None = None,
     births: pd.Series | None = None,
     deaths: pd.Series | None = None,
+    same_identifiers: bool = False,
     found: Sequence[Finding] = (),
 ) -> Audit:
     """Look for what would leak between the parts of a division, or mislead.
@@ -139,6 +148,9 @@ def audit(
             the order of `cohort.outcomes`, by name. Static columns with a name like site are looked at anyway.
         births: time of birth by patient id, where known.
         deaths: time of death by patient id, where known.
+        same_identifiers: patient ids are the Patient IDs of DICOM headers, so that an image whose header has
+            another is another patient's. False where they are pseudonyms: headers must then only agree among
+            themselves.
         found: what was found while the cohort was read, to stand with the rest.
 
     Returns:
@@ -158,7 +170,7 @@ def audit(
             raise InputError(
                 f"The source {name!r} has {len(told)} values; expected one for each of {len(cohort)} samples."
             )
-    material = Material(cohort, Division.of(cohort, parts), given, births, deaths)
+    material = Material(cohort, Division.of(cohort, parts), given, births, deaths, same_identifiers)
     findings, checked, not_checked = [*found], [], {}
     with progress_bar("auditing", len(CHECKS)) as advance:
         for what, check in CHECKS.items():

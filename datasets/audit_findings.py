@@ -24,6 +24,9 @@ SEVERITIES: tuple[Severity, ...] = ("invalidates", "misleads", "note")
 SHOWN = 20
 """Places that a finding lists; its count is of all."""
 
+MANY = 0.05
+"""Share of a table's rows from which it misleads to leave them out."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -168,6 +171,8 @@ class Material:
     """Time of birth by patient id, where the source has it."""
     deaths: pd.Series | None = None
     """Time of death by patient id, where the source has it."""
+    same_identifiers: bool = False
+    """Whether patient ids are the Patient IDs of DICOM headers themselves, rather than pseudonyms."""
 
     @cached_property
     def patients(self) -> pd.Index:

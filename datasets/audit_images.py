@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from .audit_findings import Finding, Material, Place, Shared, counted, linked, row_groups, single_rows
+from .audit_findings import MANY, Finding, Material, Place, Shared, counted, linked, row_groups, single_rows
 from .cohort import Cohort
 from .errors import UnreadableImageError
 from .fingerprints import file_content
 from .parallel import in_parallel
-from .patients import patient_conflicts
 from .pixels import LIMIT_BYTES, read_image
 from .volumes import Volume
 
@@ -260,8 +259,6 @@ def check_images(material: Material) -> Iterator[Finding]:
             f"{counted(len(rows), 'image')} stand for the same patient once more.",
             "Remove the copies, or correct the path if another image was meant.",
         )
-    yield from _studies(material)
-    yield from _headers(material)
 
 
 _ONE_PATIENT = (
@@ -284,7 +281,7 @@ def _unusable(pictures: Pictures) -> Iterator[Finding]:
     unreadable = np.array([look.reason is not None for look in pictures.looks], bool)[pictures.look]
     if unreadable.any():
         yield Finding(
-            "note",
+            "misleads" if unreadable.mean() > MANY else "note",
             "unreadable images",
             int(unreadable.sum()),
             Place("images", "path", single_rows(np.flatnonzero(unreadable))),
@@ -319,49 +316,3 @@ def shared_pictures(pictures: Pictures) -> tuple[list[Shared], list[Shared]]:
         members = rows[rows["content"].isin(first["content"].to_numpy()[group])]
         near.append(Shared(np.unique(members["patient"]), members["row"].to_numpy()))
     return identical, near
-
-
-def _studies(material: Material) -> Iterator[Finding]:
-    images = material.cohort.images
-    if "study_uid" not in images.columns:
-        return
-    rows = pd.DataFrame({"study": images["study_uid"], "patient": material.positions("images")}).dropna()
-    rows = rows[rows.groupby("study")["patient"].transform("nunique") > 1]
-    groups = [Shared(np.unique(own["patient"]), own.index.to_numpy()) for _, own in rows.groupby("study")]
-    for severity, some, parts in material.shared(groups):
-        yield Finding(
-            "misleads" if severity == "note" else severity,
-            "studies of two patients",
-            len(some),
-            Place("images", "study_uid", row_groups(some), parts),
-            f"{counted(len(some), 'study', 'studies')} stand for more than one patient.",
-            "A study is of one patient: correct subject_id or study_uid, and check how images were linked.",
-        )
-
-
-_CONFLICTS = {
-    "subject of several patients": "The images of {} name more than one patient in their headers",
-    "patient of several subjects": "The images of {} name a patient in their headers whom others name as well",
-    "study of several patients": "{} stand for more than one patient in the headers",
-}
-
-
-def _headers(material: Material) -> Iterator[Finding]:
-    """What DICOM headers say of whose image it is, where the table says otherwise."""
-    patient = material.positions("images")
-    conflicts: dict[str, list[Shared]] = {}
-    for conflict in patient_conflicts(material.cohort.images):
-        rows = np.array(conflict.rows) - 1
-        conflicts.setdefault(conflict.kind, []).append(Shared(np.unique(patient[rows]), rows))
-    for kind, groups in conflicts.items():
-        noun = ("study", "studies") if kind == "study of several patients" else ("subject_id", "subject_ids")
-        number = len(groups) if kind != "patient of several subjects" else sum(len(group.patients) for group in groups)
-        for severity, some, parts in material.shared(groups):
-            yield Finding(
-                "misleads" if severity == "note" else severity,
-                "patients of DICOM headers",
-                len(some),
-                Place("images", "path", row_groups(some), parts),
-                f"{_CONFLICTS[kind].format(counted(number, *noun))}.",
-                "Check how files were linked to patients: correct subject_id or path of the rows that stand together.",
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,16 +15,23 @@ from .audit_outcomes import Label, labels_of, predictive_power
 from .leakage import OUTCOME_TEXT, remove_outcome_text, sentences
 from .progress import progress_bar
 
-OWN_WORDS = 12
-"""Words of a note, in sentences that no other patient's note has, from which two equal notes are no chance.
-Of 680 sentences of the COVID-19 collection's notes, no two patients share one of that length."""
+LONG = 12
+"""Words from which equal notes are worth a remark. Of 680 sentences of the COVID-19 collection's notes, no
+two patients share one of that length."""
+
+OWN_WORDS = 25
+"""Words that patients share, in sentences that no other patient's note has, from which they are no stock
+text: one or two sentences of a customary report ("The lungs are clear. ...") stay below."""
+
+OF_ONE = 3
+"""Ids at most under which one patient's note is taken to stand. What more patients share is a stock text."""
 
 TEMPLATES = 3
 """Texts that three or more patients share, from which a cohort's notes are templates (if these are also a
 tenth of all shared texts): then pairs come about by chance as well."""
 
 BY_CHANCE = 1e-3
-"""Chance below which outcome words and outcome are taken to go together."""
+"""Chance below which outcome words and any of the outcomes are taken to go together."""
 
 TOLD = 0.9
 """AUROC of outcome words alone, low end of its interval, from which the notes tell the outcome."""
@@ -35,9 +43,9 @@ class NoteGroups(NamedTuple):
     """Long notes that patients share."""
 
     copies: tuple[Shared, ...]
-    """With words of their own, so no chance."""
+    """With enough words of their own."""
     templates: tuple[Shared, ...]
-    """All of them, where the cohort's notes are templates."""
+    """Stock texts, and all shared notes where the cohort's are written from templates."""
 
 
 def shared_notes(notes: pd.DataFrame | None, patient: np.ndarray) -> NoteGroups:
@@ -53,7 +61,7 @@ def shared_notes(notes: pd.DataFrame | None, patient: np.ndarray) -> NoteGroups:
     if notes is None or not len(notes):
         return NoteGroups((), ())
     plain = notes["text"].map(_plain)
-    long = (plain.str.count(" ") >= OWN_WORDS - 1).to_numpy(bool)
+    long = (plain.str.count(" ") >= LONG - 1).to_numpy(bool)
     rows = pd.DataFrame({"text": plain, "patient": patient, "row": np.arange(len(plain))})[long]
     owners = rows.groupby("text")["patient"].transform("nunique")
     groups = [
@@ -63,14 +71,18 @@ def shared_notes(notes: pd.DataFrame | None, patient: np.ndarray) -> NoteGroups:
     many = sum(len(group.patients) > 2 for group in groups)
     if many >= TEMPLATES and many >= 0.1 * len(groups):
         return NoteGroups((), tuple(groups))
+    stock = tuple(group for group in groups if len(group.patients) > OF_ONE)
+    groups = [group for group in groups if len(group.patients) <= OF_ONE]
     told = [_sentences(notes["text"].iloc[group.rows[0]]) for group in groups]
     seen = _patients_by_sentence(notes["text"], patient, set().union(*told)) if groups else {}
-    own_words = [
-        sum(len(sentence.split()) for sentence in some if seen[sentence] <= set(group.patients.tolist()))
-        for some, group in zip(told, groups, strict=True)
-    ]
-    copies = (group for group, words in zip(groups, own_words, strict=True) if words >= OWN_WORDS)
-    return NoteGroups(tuple(copies), ())
+    # All that the same patients share counts together.
+    own_words: Counter[tuple[int, ...]] = Counter()
+    for some, group in zip(told, groups, strict=True):
+        patients = tuple(group.patients.tolist())
+        own_words[patients] += sum(len(sentence.split()) for sentence in some if seen[sentence] <= set(patients))
+    copied = [own_words[tuple(group.patients.tolist())] >= OWN_WORDS for group in groups]
+    copies = tuple(group for group, own in zip(groups, copied, strict=True) if own)
+    return NoteGroups(copies, stock + tuple(group for group, own in zip(groups, copied, strict=True) if not own))
 
 
 def _plain(text: str) -> str:
@@ -110,8 +122,8 @@ def check_notes(material: Material) -> Iterator[Finding]:
             "notes from templates",
             len(templates),
             Place("notes", "text", row_groups(templates)),
-            f"{counted(len(templates), 'long note')} stand for more than one patient, many for three or more: they "
-            "are taken for templates, and copies among them are not told apart.",
+            f"{counted(len(templates), 'long note')} stand for more than one patient, and are taken for stock texts "
+            "and templates: copies among them are not told apart.",
             "Nothing, if notes are written from templates here. Else look at the rows that stand together.",
         )
 
@@ -137,7 +149,7 @@ def check_outcome_words(material: Material) -> Iterator[Finding]:
         told[window.samples[telling[window.rows]]] = True
         severity, words = "note", ""
         for label in labels:
-            grave, with_figures = _go_together(label, told, noted, material)
+            grave, with_figures = _go_together(label, told, noted, material, BY_CHANCE / len(labels))
             if grave != "note" and severity != "invalidates":
                 severity, words = grave, with_figures
         yield Finding(
@@ -152,19 +164,22 @@ def check_outcome_words(material: Material) -> Iterator[Finding]:
         )
 
 
-def _go_together(label: Label, told: np.ndarray, noted: np.ndarray, material: Material) -> tuple[str, str]:
+def _go_together(
+    label: Label, told: np.ndarray, noted: np.ndarray, material: Material, by_chance: float
+) -> tuple[str, str]:
     """How grave it is that some samples' notes have outcome words, and in words how the outcome differs.
 
     Args:
         told: bool `[sample]`, whether its notes have such words.
         noted: bool `[sample]`, whether it has notes at all; whether that tells the outcome is another question.
+        by_chance: chance below which the two are taken to go together.
     """
     rows = label.known[noted[label.known]]
     patient = material.sample_patient[rows]
     # By patient, so that ten samples of one count once: were the words ever there, was it ever so?
     table = pd.DataFrame({"told": told[rows], "event": label.event[rows]}).groupby(patient).max()
     chance = min(_chance(table["told"], event) for event in (table["event"], ~table["event"]))
-    if chance >= BY_CHANCE:
+    if chance >= by_chance:
         return "note", ""
     share = [f"{100 * table['event'][table['told'] == side].mean():.0f} %" for side in (True, False)]
     words = f"; {label.name} in {share[0]} of those patients and {share[1]} of others with notes"

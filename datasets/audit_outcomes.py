@@ -167,14 +167,15 @@ def check_missingness(material: Material) -> Iterator[Finding]:
     inputs = inputs.loc[:, inputs.nunique() > 1]
     if inputs.empty:
         return
-    for label in labels_of(material.cohort):
+    labels = list(labels_of(material.cohort))
+    for label in labels:
         rows, patient = label.known, material.sample_patient[label.known]
         if not enough(label.event[rows], patient):
             continue
         table = inputs.iloc[rows]
         score = out_of_fold(table.to_numpy(float), label.event[rows], patient)
-        power = predictive_power(label.event[rows], score, patient, at_least=ABOVE_CHANCE)
-        if power is None or power.low < ABOVE_CHANCE:
+        power = _beyond_chance(label.event[rows], score, patient, len(labels))
+        if power is None:
             continue
         most = _strongest(table, label.event[rows])
         yield Finding(
@@ -232,8 +233,10 @@ def code_rows(cohort: Cohort, most: int | None = None) -> Iterator[tuple[str, pd
 
 def check_sources(material: Material) -> Iterator[Finding]:
     """Whether the site, the source or the make of a file predicts an outcome."""
-    for (table, column), told in (static_sources(material) | _image_sources(material)).items():
-        for label in labels_of(material.cohort):
+    sources = static_sources(material) | _image_sources(material)
+    labels = list(labels_of(material.cohort))
+    for (table, column), told in sources.items():
+        for label in labels:
             rows = label.known[told.notna().to_numpy()[label.known]]
             values, patient, event = told.iloc[rows], material.sample_patient[rows], label.event[rows]
             # A word that one patient alone has says nothing that could be checked.
@@ -241,8 +244,8 @@ def check_sources(material: Material) -> Iterator[Finding]:
             if values.nunique() < 2 or not enough(event, patient):
                 continue
             score = out_of_fold(pd.get_dummies(values).to_numpy(float), event, patient)
-            power = predictive_power(event, score, patient, at_least=ABOVE_CHANCE)
-            if power is None or power.low < ABOVE_CHANCE:
+            power = _beyond_chance(event, score, patient, len(labels) * len(sources))
+            if power is None:
                 continue
             yield Finding(
                 "invalidates" if power.low >= DECIDES else "misleads",
@@ -302,7 +305,7 @@ def check_columns(material: Material) -> Iterator[Finding]:
                 continue
             score = _class_scores(own, event, patient) if own.dtype == object else own
             power = _either_way(event, score, patient)
-            if power is None or power.low < NEARLY or _by_chance(power.auroc, event, len(columns)):
+            if power is None or power.low < NEARLY or _by_chance(power.auroc, event, patient, len(columns)):
                 continue
             equal = power.low >= EQUALS
             yield Finding(
@@ -349,13 +352,25 @@ def _either_way(event: np.ndarray, score: np.ndarray, patient: np.ndarray) -> Po
     return upright if upright is not None else predictive_power(event, -score, patient, at_least=NEARLY)
 
 
-def _by_chance(auroc: float, event: np.ndarray, columns: int) -> bool:
-    """Whether one of so many columns may well reach such an AUROC by chance: a bound on its chance of 1 %.
+def _beyond_chance(event: np.ndarray, score: np.ndarray, patient: np.ndarray, tries: int) -> Power | None:
+    """How well a score predicts, where that is more than one of so many would by chance."""
+    power = predictive_power(event, score, patient, at_least=ABOVE_CHANCE)
+    if power is None or power.low < ABOVE_CHANCE or _by_chance(power.auroc, event, patient, tries):
+        return None
+    return power
+
+
+def _by_chance(auroc: float, event: np.ndarray, patient: np.ndarray, tries: int) -> bool:
+    """Whether one of so many scores may well reach such an AUROC by chance: a bound on its chance of 1 %.
+
+    Patients count, not samples: those of one patient are no further evidence.
 
     Source: Hanley and McNeil, Radiology 143:29-36 (1982), for the variance without any relation.
     """
-    events = int(event.sum())
-    others = len(event) - events
+    ever = pd.Series(event).groupby(patient).max()
+    events, others = int(ever.sum()), int((~ever).sum())
+    # A patient whose outcome changes counts on the scarcer side.
+    events, others = max(events, 1), max(others, 1)
     spread = np.sqrt((events + others + 1) / (12 * events * others))
     # Of a normal variable, P(|z| > x) <= exp(-x² / 2).
-    return bool(columns * np.exp(-np.square((auroc - 0.5) / spread) / 2) > 0.01)
+    return bool(tries * np.exp(-np.square((auroc - 0.5) / spread) / 2) > 0.01)

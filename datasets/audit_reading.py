@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from .audit_findings import SHOWN, Finding, Place, counted, single_rows
+from .audit_findings import MANY, SHOWN, Finding, Place, counted, single_rows
 from .checks import TableCheck
 from .cohort import Cohort
 from .errors import InputError
@@ -22,9 +22,6 @@ from .subject_ids import subject_names
 from .tables import REQUIRED, require_columns
 from .times import are_dates, parse_times
 from .words import as_words
-
-MANY = 0.05
-"""Share of a table's rows from which it misleads to leave them out."""
 
 _BIRTH = re.compile(r"birth|\bdob\b|^dob|born", re.I)
 _DEATH = re.compile(r"death|dead|died|deceased|\bdod\b|^dod", re.I)

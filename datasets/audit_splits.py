@@ -21,6 +21,10 @@ SAME_RECORD = 0.8
 _FEW_OWNERS = 3
 """A lab row that more patients have says nothing of who they are."""
 
+_MOST_FACTS = 30
+# Facts depend on each other where those who agree in one agree in the other so many times more often than all.
+_DEPENDENT, _FEW_PAIRS = 4, 3
+
 AT_ONCE = np.timedelta64(5, "m")
 """Two predictions of one patient this close, from the same input, are one sample."""
 
@@ -100,23 +104,46 @@ def _fact_codes(material: Material) -> pd.DataFrame:
 
 def _bits(codes: np.ndarray) -> float:
     """How much it says that two agree in this: -log2 of the share of pairs that do; one pair at least."""
-    counts = np.unique(codes, return_counts=True)[1]
     pairs = len(codes) * (len(codes) - 1) / 2
-    return float(np.log2(pairs / max((counts * (counts - 1) / 2).sum(), 1))) if pairs else 0.0
+    return float(np.log2(pairs / max(_pairs(codes), 1))) if pairs else 0.0
+
+
+def _pairs(codes: np.ndarray | pd.Series) -> float:
+    """How many pairs agree."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return float((counts * (counts - 1) / 2).sum())
 
 
 def _same_facts(material: Material, facts: pd.DataFrame) -> set[tuple[int, int]]:
     """Patients whose static facts are equal and say enough to be one patient's alone."""
     if facts.empty:
         return set()
-    weight = np.array([_bits(facts[column][facts[column] >= 0].to_numpy()) for column in facts])
-    bits = (facts >= 0).to_numpy() @ weight
+    weight = _further_bits(facts)
+    bits = (facts[weight.index] >= 0).to_numpy() @ weight.to_numpy()
     telling = facts[bits >= _bits_needed(material)]
     pairs = set()
     for _, own in telling.groupby(list(telling.columns)):
         if 1 < len(own) <= _FEW_OWNERS:
             pairs |= set(combinations(own.index.tolist(), 2))
     return pairs
+
+
+def _further_bits(facts: pd.DataFrame) -> pd.Series:
+    """How much each fact says beyond any one of those that say more: a hospital's town follows from its name.
+
+    At most `_MOST_FACTS` facts, those that say most.
+    """
+    # Patients who are equal in all are those in question.
+    distinct = facts.drop_duplicates()
+    alone = pd.Series({column: _bits(distinct[column][distinct[column] >= 0].to_numpy()) for column in facts})
+    further = alone.astype(float).sort_values(ascending=False, kind="stable").head(_MOST_FACTS)
+    for place, column in enumerate(further.index):
+        for other in further.index[:place]:
+            own = distinct[[column, other]][(distinct[[column, other]] >= 0).all(axis=1)]
+            agreeing, both = _pairs(own[other]), _pairs(own.groupby([column, other]).ngroup())
+            if both >= _FEW_PAIRS and both > _DEPENDENT * agreeing * 2 ** -alone[column]:
+                further[column] = min(further[column], np.log2(agreeing / both))
+    return further
 
 
 def _with_same_facts(groups: list[np.ndarray], facts: pd.DataFrame) -> set[tuple[int, int]]:

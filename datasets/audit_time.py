@@ -30,6 +30,7 @@ _LONGEST_REACH = 24 * 30
 _APART = 0.95
 """AUROC with which a site's spans of time differ from the others'."""
 
+_MOSTLY = 0.5
 _ENOUGH_EVENTS = 20
 _SOME_EVENTS = 5
 _ENOUGH_PATIENTS = 20
@@ -140,6 +141,8 @@ def check_far_times(material: Material) -> Iterator[Finding]:
         patient, time = material.positions(name), events["time"].to_numpy()
         # Days, so that no year is too far to be counted.
         far = time < first[patient] - np.timedelta64(OLDEST * 365, "D")
+        if name == "labs":
+            far &= ~events["code"].astype("str").str.match(_BIRTH).to_numpy(bool)
         far |= time > last[patient] + np.timedelta64(FURTHEST * 365, "D")
         if far.any():
             yield Finding(
@@ -274,8 +277,10 @@ def _ahead(material: Material, reach: pd.DataFrame) -> Iterator[Finding]:
     """Patients all of whose events come after all of their predictions."""
     ahead = reach.index[(reach["early"] < 0).to_numpy()]
     if len(ahead) >= 3 and len(ahead) >= SYSTEMATIC * len(reach):
+        # Whose record begins within the day may have been asked about on arrival.
+        late = len(ahead) >= _MOSTLY * len(reach) or float(-reach["early"][ahead].median()) > 24
         yield Finding(
-            "misleads",
+            "misleads" if late else "note",
             "predictions before any event",
             len(ahead),
             Place("outcomes", "prediction_time", tuple((row,) for row in material.samples_of(ahead[:SHOWN]))),

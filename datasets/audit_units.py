@@ -17,6 +17,9 @@ FAR = 8
 """Ratio of two clouds from which units are to be suspected where no conversion is known: between kPa and
 mmHg it is 7.5, and ten and more where a prefix differs. Below it, two states of patients will do as well."""
 
+BY_CHANCE = 0.02
+"""Bound on the chance below which the values beside two spellings are taken to differ."""
+
 _SOME_ROWS = 3
 
 
@@ -60,7 +63,9 @@ def _spelt(labs: pd.DataFrame) -> Iterator[Finding]:
         if len(own) < 2:
             continue
         low, high = own["median"].min(), own["median"].max()
-        apart = high > APART * low
+        extremes = [own.loc[own["median"].idxmin(), "unit"], own.loc[own["median"].idxmax(), "unit"]]
+        values = [table["value"][(table["code"] == code) & (table["unit"] == unit)] for unit in extremes]
+        apart = high > APART * low and _differ(*values)
         rarest = own.loc[own["size"].idxmin(), "unit"]
         rows = table.index[((table["code"] == code) & (table["unit"] == rarest)).to_numpy()]
         yield Finding(
@@ -73,3 +78,13 @@ def _spelt(labs: pd.DataFrame) -> Iterator[Finding]:
             if apart
             else "Nothing, if they are two names of one unit.",
         )
+
+
+def _differ(low: pd.Series, high: pd.Series) -> bool:
+    """Whether the second values are larger beyond chance (Mann and Whitney's test, by a bound on its normal form)."""
+    rank = pd.concat([low, high]).rank().to_numpy()
+    some, others = len(high), len(low)
+    larger = (rank[others:].sum() - some * (some + 1) / 2) / (some * others)
+    spread = np.sqrt((some + others + 1) / (12 * some * others))
+    # Of a normal variable, P(z > x) <= exp(-x² / 2) / 2.
+    return bool(larger > 0.5 and np.exp(-np.square((larger - 0.5) / spread) / 2) / 2 < BY_CHANCE)

@@ -226,6 +226,9 @@ def audit(
     recipe: Annotated[str | None, typer.Option("--recipe", help="Audit as this recipe reads and divides it.")] = None,
     set_: SetOption = [],  # noqa: B006 - typer copies it
     json: Annotated[Path | None, typer.Option("--json", help="File for the findings as JSON.")] = None,
+    same_identifiers: Annotated[
+        bool, typer.Option("--same-identifiers", help="subject_id is the Patient ID of DICOM headers itself.")
+    ] = False,
 ) -> None:
     """What would leak or mislead: patients in two splits, copied images and notes, units, clocks, and more.
 
@@ -237,7 +240,7 @@ def audit(
 
     if not is_main_process():
         return
-    if audit_data(data, recipe, set_, json, say=say).invalidates:
+    if audit_data(data, recipe, set_, json, same_identifiers=same_identifiers, say=say).invalidates:
         raise typer.Exit(1)
 
 

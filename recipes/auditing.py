@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..datasets.disk import write_json
 from ..datasets.errors import InputError
@@ -17,7 +17,13 @@ _COLOURS = {"invalidates": "bold red", "misleads": "yellow", "note": "dim"}
 
 
 def audit_data(
-    data: Path, recipe: str | None, assignments: Sequence[str], out: Path | None, *, say: Callable[[object], None]
+    data: Path,
+    recipe: str | None,
+    assignments: Sequence[str],
+    out: Path | None,
+    *,
+    same_identifiers: bool,
+    say: Callable[[object], None],
 ) -> Audit:
     """Audit a folder as it is, or as a recipe reads and divides it; print what was found.
 
@@ -26,40 +32,46 @@ def audit_data(
         recipe: name or path; None for a folder as it is.
         assignments: settings of the recipe, as `name=value`.
         out: a JSON file for the same; None for none.
+        same_identifiers: patient ids are the Patient IDs of DICOM headers themselves.
         say: prints a line.
 
     Raises:
         InputError: the data cannot be read at all, settings without a recipe, or a JSON file in no folder.
     """
+    from ..datasets.audit import audit
+
     if assignments and recipe is None:
         raise InputError("--set is for the settings of a recipe. Give --recipe, or leave it out.")
+    if out is not None and out.is_dir():
+        raise InputError(f"{out} is a folder. Give --json the path of a file, such as {out / 'audit.json'}.")
     if out is not None and not out.absolute().parent.is_dir():
         raise InputError(f"There is no folder {out.absolute().parent} for {out.name}. Make it, or give another path.")
-    report = _audited(data) if recipe is None else _audited_recipe(data, recipe, assignments)
+    given = _opened(data) if recipe is None else _read_by_recipe(data, recipe, assignments)
+    report = audit(same_identifiers=same_identifiers, **given)
     if out is not None:
         write_json(out, report.to_dict())
     _show(report, say)
     return report
 
 
-def _audited(data: Path) -> Audit:
-    from ..datasets.audit import audit
+def _opened(data: Path) -> dict[str, Any]:
+    """A folder as it is: the cohort, its division, and what else it says, as arguments of `audit`."""
     from ..datasets.audit_reading import open_folder
 
     opened = open_folder(data)
     known = {"births": opened.births, "deaths": opened.deaths, "found": opened.found}
-    return audit(opened.cohort, opened.division, **known)
+    return {"cohort": opened.cohort, "parts": opened.division, **known}
 
 
-def _audited_recipe(data: Path, name: str, assignments: Sequence[str]) -> Audit:
-    from ..datasets.audit import audit
+def _read_by_recipe(data: Path, name: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """The cohort as a recipe reads and divides it, as arguments of `audit`."""
     from .recipe import load_recipe
 
     recipe = load_recipe(name, assignments)
     cohort = recipe.read(data)
     parts = dict(zip(("train", "valid", "held out"), recipe.divide(cohort), strict=True))
     told = getattr(recipe.module, "sources", None)
-    return audit(cohort, parts, sources=None if told is None else told(data, cohort))
+    return {"cohort": cohort, "parts": parts, "sources": None if told is None else told(data, cohort)}
 
 
 def _show(report: Audit, say: Callable[[object], None]) -> None:
