@@ -232,7 +232,7 @@ def check_images(material: Material) -> Iterator[Finding]:
             "identical images",
             len(groups),
             Place("images", "path", row_groups(groups), parts),
-            f"{counted(len(groups), 'image file')} of the same bytes stand for more than one patient.",
+            f"{counted(len(groups), 'image file stands', 'files of the same bytes stand')} for more than one patient.",
             _ONE_PATIENT,
         )
     for severity, groups, parts in material.shared(near):
@@ -241,8 +241,8 @@ def check_images(material: Material) -> Iterator[Finding]:
             "near-identical images",
             len(groups),
             Place("images", "path", row_groups(groups), parts),
-            f"{counted(len(groups), 'picture')} of more than one patient are alike but for encoding, size, "
-            "orientation or contrast.",
+            f"{counted(len(groups), 'picture stands', 'pictures stand')} for more than one patient, alike but for "
+            "encoding, size, orientation or contrast.",
             _ONE_PATIENT,
         )
     own = pd.DataFrame(
@@ -256,7 +256,7 @@ def check_images(material: Material) -> Iterator[Finding]:
             "images twice",
             len(rows),
             Place("images", "path", single_rows(rows)),
-            f"{counted(len(rows), 'image')} stand for the same patient once more.",
+            f"{counted(len(rows), 'image stands', 'images stand')} for the same patient once more.",
             "Remove the copies, or correct the path if another image was meant.",
         )
 
@@ -275,7 +275,7 @@ def _unusable(pictures: Pictures) -> Iterator[Finding]:
             "blank images",
             int(blank.sum()),
             Place("images", "path", single_rows(np.flatnonzero(blank))),
-            f"{counted(int(blank.sum()), 'image')} show one even shade.",
+            f"{counted(int(blank.sum()), 'image shows', 'images show')} one even shade.",
             "An image that was not taken is no row: remove these rows, or export the files again.",
         )
     unreadable = np.array([look.reason is not None for look in pictures.looks], bool)[pictures.look]

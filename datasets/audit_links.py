@@ -31,8 +31,8 @@ _SAID: dict[Conflict, tuple[str, str, str]] = {
         "subject_ids",
         "The images of {} name a patient in their headers whom others name as well",
     ),
-    "study of several patients": ("study", "studies", "{} stand for more than one patient in the headers"),
-    "other": ("image", "images", "{} name another patient in the header than subject_id"),
+    "study of several patients": ("study stands", "studies stand", "{} for more than one patient in the headers"),
+    "other": ("image names", "images name", "{} another patient in the header than subject_id"),
 }
 _LINKS = "Check how files were linked to patients: correct subject_id or path of the rows that stand together."
 _PSEUDONYMS = "Nothing, if headers have a pseudonym a file or a visit; else check how files were linked to patients."
@@ -58,7 +58,7 @@ def _studies(material: Material) -> Iterator[Finding]:
             "studies of two patients",
             len(some),
             Place("images", "study_uid", row_groups(some), parts),
-            f"{counted(len(some), 'study', 'studies')} stand for more than one patient.",
+            f"{counted(len(some), 'study stands', 'studies stand')} for more than one patient.",
             "A study is of one patient: correct subject_id or study_uid, and check how images were linked.",
         )
     if len(real) < len(groups):

@@ -111,7 +111,7 @@ def check_notes(material: Material) -> Iterator[Finding]:
             "identical notes",
             len(groups),
             Place("notes", "text", row_groups(groups), parts),
-            f"{counted(len(groups), 'long note')} stand for more than one patient, word by word.",
+            f"{counted(len(groups), 'long note stands', 'long notes stand')} for more than one patient, word by word.",
             "Give the notes of one patient one subject_id, or remove the copies, before the cohort is divided; look "
             "at the rows that stand together.",
         )
@@ -122,8 +122,8 @@ def check_notes(material: Material) -> Iterator[Finding]:
             "notes from templates",
             len(templates),
             Place("notes", "text", row_groups(templates)),
-            f"{counted(len(templates), 'long note')} stand for more than one patient, and are taken for stock texts "
-            "and templates: copies among them are not told apart.",
+            f"{counted(len(templates), 'long note stands', 'long notes stand')} for more than one patient, taken "
+            "for a stock text or a template: copies among such notes are not told apart.",
             "Nothing, if notes are written from templates here. Else look at the rows that stand together.",
         )
 
@@ -157,7 +157,7 @@ def check_outcome_words(material: Material) -> Iterator[Finding]:
             f"outcome words: {topic}",
             report.touched,
             Place("notes", "text", single_rows(np.flatnonzero(telling))),
-            f"{counted(report.touched, 'note')} that samples see speak of {topic} "
+            f"Samples see {counted(report.touched, 'note that speaks', 'notes that speak')} of {topic} "
             f"({counted(report.removed, 'sentence')}){words}.",
             "Read some of them. If that is what is to be predicted, take such sentences out: "
             "datasets.leakage.remove_outcome_text(cohort.notes).",

@@ -124,8 +124,8 @@ def _without_doubles(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list
         f"{one}s twice",
         int(doubled.sum()),
         Place(name, "subject_id", single_rows(np.flatnonzero(doubled))),
-        f"{counted(int(doubled.sum()), 'row')} of {name} {'repeat' if copies else 'contradict'} the first of the same "
-        f"{one}; a cohort refuses them. The audit kept the first.",
+        f"{counted(int(doubled.sum()), 'further row')} of {name} {'like' if copies else 'against'} the first of "
+        f"the same {one}; a cohort refuses that. The audit kept the first.",
         f"Find out which is right, and keep one row a {one}.",
     )
     return table[~doubled], [finding]

@@ -44,7 +44,8 @@ def check_division(material: Material) -> Iterator[Finding]:
             "patients in two parts",
             len(doubled),
             Place("outcomes", "subject_id", row_groups(groups), division.names(doubled)),
-            f"{counted(len(doubled), 'patient')} of {material.cohort.subjects:,} stand in more than one part.",
+            f"{counted(len(doubled), 'patient stands', 'patients stand')} in more than one part, of "
+            f"{material.cohort.subjects:,}.",
             "Divide by patient, not by row: cohort.split(...) or Cohort.split_by_table. Models that were trained on "
             "this division have seen patients whom they are tested on.",
         )
@@ -55,7 +56,7 @@ def check_division(material: Material) -> Iterator[Finding]:
             "patients in no part",
             len(nowhere),
             Place("outcomes", "subject_id", tuple((row,) for row in material.samples_of(nowhere[:20]))),
-            f"{counted(len(nowhere), 'patient')} of {material.cohort.subjects:,} stand in no part of the division.",
+            f"{counted(len(nowhere), 'patient stands', 'patients stand')} in no part, of {material.cohort.subjects:,}.",
             "Nothing, if they are to be left out; else name them in the division.",
         )
 
@@ -83,7 +84,8 @@ def check_twins(material: Material) -> Iterator[Finding]:
             "one patient under two ids",
             len(some),
             Place("outcomes", "subject_id", row_groups(some), parts),
-            f"{counted(len(some), 'patient')} seem to stand under more than one subject_id (pairs of all: {told}).",
+            f"{counted(len(some), 'patient seems', 'patients seem')} to stand under more than one subject_id "
+            f"(pairs of all: {told}).",
             "Give one patient one subject_id before the cohort is divided; look at the rows that stand together.",
         )
 
@@ -225,8 +227,8 @@ def check_samples(material: Material) -> Iterator[Finding]:
                 "samples twice",
                 len(again),
                 Place("outcomes", "prediction_time", tuple((int(row), int(row) + 1) for row in again[:20])),
-                f"{counted(len(again), 'sample')} of {len(cohort):,} see the very same as the patient's sample before, "
-                f"{words}.",
+                f"{counted(len(again), 'sample sees', 'samples see')} the very same as the patient's sample before, "
+                f"{words}, of {len(cohort):,}.",
                 "Keep one of them: they are no further evidence. Intervals over patients are right as they are.",
             )
     if cohort.labs is not None:
@@ -237,7 +239,8 @@ def check_samples(material: Material) -> Iterator[Finding]:
                 "lab rows twice",
                 int(again.sum()),
                 Place("labs", None, single_rows(np.flatnonzero(again))),
-                f"{counted(int(again.sum()), 'row')} of {len(again):,} have patient, time, code and value of another.",
+                f"{counted(int(again.sum()), 'row has', 'rows have')} patient, time, code and value of "
+                f"another, of {len(again):,}.",
                 "Remove them, unless they are two readings indeed: counts of measurements are inputs as well.",
             )
 

@@ -95,7 +95,7 @@ def check_early_results(material: Material) -> Iterator[Finding]:
             "available before its time",
             len(early),
             Place(name, "available_at", tuple((int(row),) for row in rows[:SHOWN])),
-            f"{counted(len(early), 'row')} ({100 * share:.1f} %) were available before their time, by "
+            f"{counted(len(early), 'row')} ({100 * share:.1f} %) available before the time it is of, by "
             f"{typical:.1f} h in the middle"
             + (f": a clock that is {counted(whole, 'hour')} off, such as another time zone." if constant else "."),
             "chiasm takes the later of the two. Find out which clock is wrong and correct it in the source.",
@@ -150,8 +150,8 @@ def check_far_times(material: Material) -> Iterator[Finding]:
                 "times far away",
                 int(far.sum()),
                 Place(name, "time", single_rows(np.flatnonzero(far))),
-                f"{counted(int(far.sum()), 'row')} lie more than {OLDEST} years before or {FURTHEST} years "
-                "after every prediction of their patient.",
+                f"{counted(int(far.sum()), 'row lies', 'rows lie')} more than {OLDEST} years before or {FURTHEST} "
+                "years after every prediction of their patient.",
                 "Such dates are slips, or stand for an unknown one: correct them, or leave the rows out.",
             )
 
@@ -179,7 +179,7 @@ def check_lifetimes(material: Material) -> Iterator[Finding]:
                     "events before birth" if "birth" in when else "events after death",
                     int(rows.sum()),
                     Place(name, "time", single_rows(np.flatnonzero(rows))),
-                    f"{counted(int(rows.sum()), 'row')} lie {when} of their patient.",
+                    f"{counted(int(rows.sum()), 'row lies', 'rows lie')} {when} of their patient.",
                     "Correct the dates, or check whether two patients share the id.",
                 )
     late = material.cohort.outcomes["prediction_time"].to_numpy() > death[material.sample_patient]
@@ -189,7 +189,7 @@ def check_lifetimes(material: Material) -> Iterator[Finding]:
             "predictions after death",
             int(late.sum()),
             Place("outcomes", "prediction_time", single_rows(np.flatnonzero(late))),
-            f"{counted(int(late.sum()), 'sample')} are predicted after the patient's death.",
+            f"{counted(int(late.sum()), 'sample is', 'samples are')} predicted after the patient's death.",
             "Predict earlier, or leave these samples out: cohort.keep(...).",
         )
 
