@@ -16,7 +16,7 @@ from ..datasets.image_reader import ImageReader
 from .augmentation import jitter_images
 from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
-from .tuning import Tuning, settle
+from .tuning import Tuning, settle, weights_hash
 
 
 class ImageEncoder(nn.Module):
@@ -104,6 +104,7 @@ class ImageEncoder(nn.Module):
         for name, scale in (("mean", network.mean), ("std", network.std)):
             each = torch.tensor(scale, dtype=torch.float32).expand(scalings)
             self.register_buffer(name, each.reshape(-1, 1, 1).clone())
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> ImageEncoder:
         super().train(mode)
@@ -119,7 +120,9 @@ class ImageEncoder(nn.Module):
         self.train(self.training)
 
     def identity(self) -> dict[str, object]:
-        return {"architecture": self.architecture, "planes": self.planes, "tokens_per_side": self.tokens_per_side}
+        weights = weights_hash(self.backbone, {"mean": self.mean, "std": self.std})
+        own = {"planes": self.planes, "tokens_per_side": self.tokens_per_side, "weights": weights}
+        return {"architecture": self.architecture, **own}
 
     def encoded(self, part: Images) -> Encoded:
         # Integers travelled; floats are made here, on the device.

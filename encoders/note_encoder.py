@@ -16,7 +16,7 @@ from ..datasets.note_reader import NoteReader
 from .augmentation import hide_words
 from .note_network import fresh_transformer, load_transformer, longest_input
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
-from .tuning import Tuning, settle
+from .tuning import Tuning, settle, weights_hash
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -123,6 +123,7 @@ class NoteEncoder(nn.Module):
             raise InputError(f"The model takes {limit} tokens at once, too few to read notes. Give another model.")
         self.transformer, self.width = transformer, transformer.config.hidden_size
         self.tuning.prepare(transformer)
+        self.train(self.training)
         self.reader.length = min(self.length, limit)
         self.reader.overlap = min(self.overlap, self.reader.length // 4)
 
@@ -160,7 +161,7 @@ class NoteEncoder(nn.Module):
         self.train(self.training)
 
     def identity(self) -> dict[str, object]:
-        return {"config": self.transformer.config.to_diff_dict()}
+        return {"config": self.transformer.config.to_diff_dict(), "weights": weights_hash(self.transformer, {})}
 
     def encoded(self, part: Notes) -> Encoded:
         # Padding is masked by length; the transformer never attends to it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ class Tuned(Protocol):
         """What the network makes of the rows of a part, each by itself."""
 
     def identity(self) -> dict[str, object]:
-        """What tells its network from another beside the weights, as plain JSON values."""
+        """What tells its network from another, a hash of its weights among it, as plain JSON values."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,6 @@ def _wide_layers(network: nn.Module, rank: int) -> Iterator[str]:
 
 def weights_hash(network: nn.Module, others: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of a network's weights and statistics, and of other tensors."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, value in (*network.state_dict().items(), *others.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

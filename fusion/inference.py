@@ -10,8 +10,9 @@ import torch
 
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
-from ..datasets.prepared import BucketedBatches, PreparedSamples
+from ..datasets.prepared import BucketedBatches
 from .evaluation import CHOSEN_ON_VALIDATION
+from .frozen_tokens import Samples, encode_once
 from .model import FusionModel, withhold
 from .settings import require_whole
 
@@ -39,7 +40,7 @@ def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.D
         InputError: the model is not trained, a file cannot be read, or a batch size below 1.
     """
     require_trained(model)
-    samples = model.read(cohort)
+    samples = encode_once(model, model.read(cohort), cohort.store)
     values = infer(model, samples, batch_size=batch_size)
     status = _status(samples, np.isfinite(values))
     columns = model.heads.columns
@@ -60,14 +61,14 @@ def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.D
     return risks
 
 
-def _status(samples: PreparedSamples, finite: np.ndarray) -> np.ndarray:
+def _status(samples: Samples, finite: np.ndarray) -> np.ndarray:
     """Text `[sample, column]`: "ok", or why there is no risk."""
     status = np.where(finite, "ok", NOT_FINITE).astype(object)
     status[samples.empty] = NOTHING_KNOWN
     return status
 
 
-def infer(model: FusionModel, samples: PreparedSamples, *, batch_size: int = 64) -> np.ndarray:
+def infer(model: FusionModel, samples: Samples, *, batch_size: int = 64) -> np.ndarray:
     """Risks of all samples, also of those for whom only the learned absence is there: `[sample, column]`."""
     require_whole("batch_size", batch_size, least=1)
     device = next(model.parameters()).device
@@ -118,7 +119,7 @@ def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
     Source: Shapley, A value for n-person games, 1953; exact, over all 2^M subsets of M modalities.
     """
     require_trained(model)
-    samples = model.read(cohort)
+    samples = encode_once(model, model.read(cohort), cohort.store)
     names = model.modalities
     subsets = np.arange(2 ** len(names))
     worth = _worth_of_subsets(model, samples, batch_size)
@@ -150,7 +151,7 @@ def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
     return pd.concat(frames, ignore_index=True).astype({"outcome": "str", "status": "str"})
 
 
-def _worth_of_subsets(model: FusionModel, samples: PreparedSamples, batch_size: int) -> np.ndarray:
+def _worth_of_subsets(model: FusionModel, samples: Samples, batch_size: int) -> np.ndarray:
     """The risk when only some modalities are there: `[subset, sample, column]`, a bit a modality."""
     require_whole("batch_size", batch_size, least=1)
     names = model.modalities

@@ -21,6 +21,7 @@ from ..datasets.prepared import BucketedBatches, PreparedSamples
 from ..datasets.progress import progress_bar, showing_progress
 from .artifact import write_whole
 from .checkpoint import History, TrainingState, resume, write_checkpoint
+from .frozen_tokens import Samples, TokenKeeper
 from .inference import infer, to_device
 from .learning import copied_weights, fixed_weights, make_optimizer, moving_average, tell_tuning, thaw
 from .metrics import best_threshold
@@ -121,6 +122,9 @@ def fit(
 
     done = len(state.history.epochs)
     try:
+        if done < epochs:
+            with showing_progress(progress):
+                samples, held_out = _encoded_once(state, (samples, train), (held_out, valid))
         with showing_progress(progress), progress_bar("training", epochs * steps) as advance:
             advance(done * steps)
             for epoch in range(done, epochs):
@@ -165,6 +169,16 @@ def _prepared(
     return samples, held_out
 
 
+def _encoded_once(
+    state: TrainingState, train: tuple[PreparedSamples, Cohort], valid: tuple[PreparedSamples | None, Cohort | None]
+) -> tuple[Samples, Samples | None]:
+    """The samples as networks that never learn see them, so that epochs touch only what learns."""
+    keeper = TokenKeeper(state.model)
+    samples, held_out = (own and keeper.keep(own, cohort.store) for own, cohort in (train, valid))
+    state.history.tuning += keeper.told
+    return samples, held_out
+
+
 def _set_up(
     model: FusionModel, steps: int, settings: TrainingSettings, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainingState]:
@@ -199,7 +213,7 @@ def _go_on(store: Path | None, fingerprint: str, state: TrainingState, accelerat
 def _train_epoch(
     state: TrainingState,
     network: nn.Module,
-    samples: PreparedSamples,
+    samples: Samples,
     epoch: int,
     settings: TrainingSettings,
     accelerator: Accelerator,
@@ -284,7 +298,7 @@ def _key(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _share(samples: PreparedSamples, positions: list[int], accelerator: Accelerator) -> object:
+def _share(samples: Samples, positions: list[int], accelerator: Accelerator) -> object:
     """This process's part of a batch. One that would get nothing repeats a sample without its labels."""
     own = positions[accelerator.process_index :: accelerator.num_processes]
     if own:
@@ -305,7 +319,7 @@ def _schedule(rule: torch.optim.Optimizer, steps: int, warmup: float) -> torch.o
 
 
 @torch.inference_mode()
-def _validation_loss(model: FusionModel, samples: PreparedSamples, batch_size: int) -> float:
+def _validation_loss(model: FusionModel, samples: Samples, batch_size: int) -> float:
     """Mean loss over the known labels."""
     device = next(model.parameters()).device
     model.eval()
@@ -317,7 +331,7 @@ def _validation_loss(model: FusionModel, samples: PreparedSamples, batch_size: i
     return total / max(count, 1)
 
 
-def choose_thresholds(model: FusionModel, samples: PreparedSamples) -> dict[str, float]:
+def choose_thresholds(model: FusionModel, samples: Samples) -> dict[str, float]:
     """By binary outcome, the threshold that maximises F1; none where there is one class only."""
     values = infer(model, samples)
     columns = model.heads.columns
@@ -330,9 +344,7 @@ def choose_thresholds(model: FusionModel, samples: PreparedSamples) -> dict[str,
     return chosen
 
 
-def _write_run(
-    store: Path, fingerprint: str, state: TrainingState, held_out: PreparedSamples | None, *, better: bool
-) -> None:
+def _write_run(store: Path, fingerprint: str, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
     """Write the history so far, after a better epoch the model, and what is needed to go on."""
     store.mkdir(parents=True, exist_ok=True)
     write_whole(store / "history.jsonl", "".join(json.dumps(record) + "\n" for record in state.history.epochs))
