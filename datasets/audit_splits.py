@@ -16,7 +16,7 @@ SURE_BITS = 15
 powers of two (33,000) cohorts of this size."""
 
 SAME_RECORD = 0.8
-"""Share of the larger of two lab records that must stand in both."""
+"""Share of the larger of two lab records that must stand in both, of the rows that few patients have."""
 
 _FEW_OWNERS = 3
 """A lab row that more patients have says nothing of who they are."""
@@ -186,11 +186,12 @@ def _same_labs(material: Material) -> set[tuple[int, int]]:
 
 def _alike(table: pd.DataFrame, needed: float) -> set[tuple[int, int]]:
     """Pairs of patients who share most of their rows, among rows that few others have."""
-    rows = table.groupby("patient").size()
     table = table.assign(row=table.groupby(["code", "minute", "value"]).ngroup())
+    weight = {code: _bits(own.to_numpy()) for code, own in table.groupby("code")["row"]}
     owners = np.bincount(table["row"])[table["row"]]
     few = table[(owners > 1) & (owners <= _FEW_OWNERS)]
-    weight = {code: _bits(own.to_numpy()) for code, own in table.groupby("code")["row"]}
+    # What many have counts neither for a pair nor against it.
+    rows = table["patient"][owners <= _FEW_OWNERS].value_counts()
     pairs = few.merge(few[["row", "patient"]], on="row", suffixes=("", "_other"))
     pairs = pairs[pairs["patient"] < pairs["patient_other"]]
     both = ["patient", "patient_other"]

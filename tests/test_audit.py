@@ -132,6 +132,19 @@ def only_finding(own: Scene, check: str) -> str:
     return found[0]
 
 
+def test_a_copied_record_is_found_where_most_of_its_rows_stand_in_many(scene):
+    own = scene("labs")
+    who = own["outcomes"]["subject_id"]
+    own["outcomes"]["prediction_time"] = asked = own["outcomes"]["prediction_time"].max()
+    pulse = pd.DataFrame([(one, 2 * hour) for one in who for hour in range(30)], columns=["subject_id", "hours"])
+    pulse = pulse.assign(time=asked - pd.to_timedelta(pulse.pop("hours"), unit="h"), code="pulse")
+    pulse["value"] = np.random.default_rng(0).choice([70.0, 80.0, 90.0], len(pulse))
+    own["labs"] = pd.concat([own["labs"].drop(columns="available_at"), pulse], ignore_index=True)
+    assert grave(own.audit()) == []
+    own.copy_rows("labs", *own.pair("labs"))
+    assert only_finding(own, "one patient under two ids") == "invalidates"
+
+
 def test_a_stock_text_is_no_copy_however_long_it_is(scene):
     own = scene("notes")
     own["notes"].loc[own["notes"].index[:24:2], "text"] = " ".join(f"Then comes step {word}." for word in "abcdefghij")
