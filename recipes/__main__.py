@@ -44,6 +44,9 @@ ResamplesOption = Annotated[int, typer.Option(help="Resamples of patients for th
 StoreOption = Annotated[
     Path | None, typer.Option("--store", help="Folder that `chiasm prepare` filled, or a new one to fill.")
 ]
+JobsOption = Annotated[
+    int | None, typer.Option(min=1, help="Models that are trained at a time, each by a process of its own.")
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder that `chiasm train --out` wrote.")]
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe, or path of your own .py file.")]
 
@@ -70,6 +73,7 @@ def demo(
     patients: Annotated[int, typer.Option(help="How many patients to make up.")] = 2000,
     resamples: ResamplesOption = 500,
     set_: SetOption = [],  # noqa: B006 - typer copies it
+    jobs: JobsOption = None,
 ) -> None:
     """Make a synthetic hospital, train a fused model on it, evaluate, explain, report.
 
@@ -77,7 +81,7 @@ def demo(
     """
     from .demonstration import demonstrate
 
-    demonstrate(out, patients=patients, assignments=set_, resamples=resamples, say=say)
+    demonstrate(out, patients=patients, assignments=set_, resamples=resamples, jobs=jobs, say=say)
 
 
 @app.command()
@@ -209,6 +213,7 @@ def compare(
     pairs: Annotated[bool, typer.Option(help="Also train pairs of modalities.")] = True,
     resamples: ResamplesOption = 1000,
     store: StoreOption = None,
+    jobs: JobsOption = 1,
 ) -> None:
     """Does fusion help here? Each modality alone, pairs, all, other fusion heads, and plain baselines.
 
@@ -217,7 +222,8 @@ def compare(
     from .recipe import load_recipe
     from .scoring import compare_recipe
 
-    compare_recipe(load_recipe(recipe, set_, store=store), data, out, pairs=pairs, resamples=resamples, say=say)
+    own = load_recipe(recipe, set_, store=store)
+    compare_recipe(own, data, out, pairs=pairs, resamples=resamples, jobs=jobs, say=say)
 
 
 @app.command()

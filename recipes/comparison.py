@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +13,14 @@ import pandas as pd
 
 from ..datasets.errors import InputError
 from .recipe import Recipe
+from .variants import FUSED, Parts, Trained, train_all, variants
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
     from ..fusion import Evaluation, FusionModel
     from ..fusion.evaluation import Difference
-    from ..fusion.state import Fusion
 
 Say = Callable[[object], None]
-FUSED = "fused"
 
 
 @dataclass(frozen=True)
@@ -117,65 +113,13 @@ def require_binary(cohort: Cohort) -> str:
     return outcome
 
 
-def variants(recipe: Recipe, train: Cohort, *, pairs: bool) -> dict[str, FusionModel]:
-    """The recipe's model, its modalities alone (and in pairs), and with each other fusion head.
-
-    Args:
-        recipe: the recipe.
-        train: training patients.
-        pairs: whether to build pairs of modalities too.
-
-    Returns:
-        Models that are not trained yet, by name; the recipe's own is "fused".
-    """
-    from ..fusion.model import FUSIONS
-
-    whole = recipe.model(train)
-    names = whole.modalities
-    models = {FUSED: whole}
-    sizes = [1] if len(names) > 1 else []
-    sizes += [2] if pairs and len(names) > 2 else []
-    for size in sizes:
-        for chosen in combinations(names, size):
-            models[" + ".join(chosen) + (" alone" if size == 1 else "")] = restricted(recipe.model(train), chosen)
-    for name, head in FUSIONS.items() if len(names) > 1 else ():
-        if type(whole.fusion) is not head:
-            models[name] = restricted(recipe.model(train), names, fusion=_like(head, whole.fusion))
-    return models
-
-
-def _like(head: type[Fusion], own: Fusion) -> Fusion:
-    """Another head with what it has in common with the recipe's own, so that heads are compared and not sizes."""
-    known = inspect.signature(head).parameters
-    return head(**{name: value for name, value in own.describe().items() if name in known})
-
-
-def restricted(model: FusionModel, modalities: Sequence[str], *, fusion: Fusion | None = None) -> FusionModel:
-    """An untrained model with only some of its encoders, or with another fusion head.
-
-    Raises:
-        InputError: a modality that the model does not read.
-    """
-    from ..fusion import FusionModel
-
-    unknown = sorted(set(modalities) - set(model.modalities))
-    if unknown:
-        raise InputError(f"The model does not read {unknown[0]!r}; it reads {', '.join(model.modalities)}.")
-    return FusionModel(
-        **{name: model.encoders[name] for name in modalities},
-        fusion=fusion or model.fusion,
-        outcomes=model.outcomes,
-        modality_dropout=model.modality_dropout if len(modalities) > 1 else 0.0,
-        auxiliary=model.auxiliary,
-    )
-
-
 def compare(
     recipe: Recipe,
-    parts: tuple[Cohort, Cohort, Cohort],
-    models: Mapping[str, FusionModel],
+    parts: Parts,
+    models: dict[str, FusionModel],
     *,
     resamples: int = 1000,
+    jobs: int = 1,
     say: Say = print,
 ) -> Comparison:
     """Train every model on the same patients and evaluate it on the same held-out ones.
@@ -186,22 +130,30 @@ def compare(
     Args:
         recipe: gives the arguments of `fit`.
         parts: training, validation and held-out patients.
-        models: from `variants`, trained in place.
+        models: from `variants`; the recipe's own is trained when this returns.
         resamples: of patients, for the intervals.
+        jobs: models that are trained at a time, each by a process of its own.
         say: called with a line of text as each model is done.
 
     Raises:
         InputError: no outcome is binary.
     """
+    from ..fusion import evaluate
+
     comparison = Comparison(require_binary(parts[0]), parts[2], resamples)
-    for name, risks, seconds in _trained_risks(recipe, parts, models, comparison.outcome):
-        comparison = comparison.with_model(name, risks, seconds)
-        auroc = comparison.evaluations[name].cell(comparison.outcome, "AUROC")
-        say(f"  {name:<24} AUROC {auroc}  {seconds:.0f} s")
+    ready: dict[str, Trained] = {}
+    for own in train_all(recipe, parts, models, comparison.outcome, jobs=jobs):
+        ready[own.name] = own
+        auroc = evaluate(own.risks, comparison.test, resamples=0).value(comparison.outcome, "AUROC")
+        say(f"  {own.name:<24} AUROC {auroc:.3f}  {own.seconds:.0f} s")
+    for name in _in_order(models, ready):
+        comparison = comparison.with_model(name, ready[name].risks, ready[name].seconds)
     return replace(comparison, remarks=tuple(comparison.risks[FUSED].attrs["remarks"]))
 
 
-def compare_by_folds(recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: int, say: Say) -> Comparison:
+def compare_by_folds(
+    recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: int, jobs: int = 1, say: Say
+) -> Comparison:
     """The same where patients are few: each is predicted by models of the folds that never saw the patient.
 
     Args:
@@ -209,6 +161,7 @@ def compare_by_folds(recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: 
         cohort: as the recipe reads it.
         pairs: whether to train pairs of modalities too.
         resamples: of patients, for the intervals.
+        jobs: models that are trained at a time.
         say: called with a line of text as each fold is done.
 
     Raises:
@@ -221,9 +174,11 @@ def compare_by_folds(recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: 
     folds = recipe.settings.folds
     for number, (rest, fold) in enumerate(cohort.folds(folds, seed=recipe.settings.seed), 1):
         models = variants(recipe, rest, pairs=pairs)
-        for name, own, took in _trained_risks(recipe, (rest, None, fold), models, comparison.outcome):
-            risks.setdefault(name, []).append(own)
-            seconds[name] = seconds.get(name, 0.0) + took
+        parts = (rest, None, fold)
+        ready = {own.name: own for own in train_all(recipe, parts, models, comparison.outcome, jobs=jobs)}
+        for name in _in_order(models, ready):
+            risks.setdefault(name, []).append(ready[name].risks)
+            seconds[name] = seconds.get(name, 0.0) + ready[name].seconds
         remarks += [f"fold {number}: {remark}" for remark in risks[FUSED][-1].attrs["remarks"]]
         say(f"  fold {number} of {folds}: {len(risks)} models trained on {rest.subjects} patients")
     for name, own in risks.items():
@@ -231,40 +186,9 @@ def compare_by_folds(recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: 
     return replace(comparison, remarks=tuple(remarks))
 
 
-def _trained_risks(
-    recipe: Recipe,
-    parts: tuple[Cohort, Cohort | None, Cohort],
-    models: Mapping[str, FusionModel],
-    outcome: str,
-) -> Iterator[tuple[str, pd.DataFrame, float]]:
-    """Name, risks of the held-out patients and seconds of each model and of the baselines, trained here."""
-    from ..fusion import fit
-    from ..fusion.baselines import BASELINES, baseline_risks
-
-    train, valid, test = parts
-    for name, model in models.items():
-        began = time.perf_counter()
-        history = fit(model, train, valid, **recipe.training())
-        risks = unrefused_risks(model, test)
-        risks.attrs["remarks"] = [*(f"in training, {remark}" for remark in history.remarks), *risks.attrs["remarks"]]
-        yield name, risks, time.perf_counter() - began
-    if train.labs is not None or train.static is not None:
-        for name in BASELINES:
-            began = time.perf_counter()
-            risks = baseline_risks(name, train, test, outcome, valid=valid)
-            yield name, risks, time.perf_counter() - began
-
-
-def unrefused_risks(model: FusionModel, cohort: Cohort) -> pd.DataFrame:
-    """Risks for all samples, also where `predict` would refuse one because nothing is known."""
-    from ..fusion import predict
-    from ..fusion.inference import NOTHING_KNOWN, infer
-
-    risks = predict(model, cohort)
-    values = infer(model, model.read(cohort)).ravel()
-    unknown = (risks["status"] == NOTHING_KNOWN).to_numpy() & np.isfinite(values)
-    risks.loc[unknown, "risk"], risks.loc[unknown, "status"] = values[unknown], "ok"
-    return risks
+def _in_order(models: dict[str, FusionModel], ready: dict[str, Trained]) -> list[str]:
+    """The fused model first, as the others are held against it, and the baselines last."""
+    return [*models, *sorted(set(ready) - set(models))]
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .comparison import FUSED, Comparison, compare, variants, write_comparison
+from .comparison import Comparison, compare, write_comparison
+from .preparing import prepare_parts
 from .recipe import load_recipe
 from .scoring import all_remarks, curves
+from .variants import FUSED, usual_jobs, variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,15 +25,22 @@ REACHABLE = "best reachable"
 
 
 def demonstrate(
-    out: Path, *, patients: int, assignments: Sequence[str], resamples: int, say: Callable[[object], None]
+    out: Path,
+    *,
+    patients: int,
+    assignments: Sequence[str],
+    resamples: int,
+    jobs: int | None = None,
+    say: Callable[[object], None],
 ) -> Comparison:
     """Make a hospital, train, compare, explain one patient, report; print where everything lies.
 
     Args:
-        out: folder; gets `hospital/`, `model/`, `comparison.csv`, `report.html`.
+        out: folder; gets `hospital/`, `prepared/`, `model/`, `comparison.csv`, `report.html`.
         patients: how many to make up.
         assignments: settings of the demo recipe, as name=value.
         resamples: of patients, for the intervals.
+        jobs: models that are trained at a time; `usual_jobs()` unless given.
         say: prints a line.
     """
     from ..datasets.synthetic import draw_truth, write_hospital
@@ -44,13 +53,15 @@ def demonstrate(
     if is_main_process():
         write_hospital(out / "hospital", patients=patients, seed=recipe.settings.seed)
     wait_for_everyone()
-    cohort = recipe.read(out / "hospital")
+    cohort = recipe.read(out / "hospital").with_store(out / "prepared")
     say(cohort.attrition.to_string(index=False))
+    parts = recipe.divide(cohort)
+    # Decoded once, for all models.
+    prepare_parts(recipe, parts)
 
     say("\n2. A fused model, each of its parts alone, and plain concatenation, on the same patients")
-    parts = recipe.divide(cohort)
     models = variants(recipe, parts[0], pairs=False)
-    comparison = compare(recipe, parts, models, resamples=resamples, say=say)
+    comparison = compare(recipe, parts, models, resamples=resamples, jobs=jobs or usual_jobs(), say=say)
     test = parts[2]
     comparison = comparison.with_model(REACHABLE, _ideal_risks(truth, test, comparison.outcome))
     if not is_main_process():
@@ -71,7 +82,13 @@ def demonstrate(
 
     _report(out, comparison, shown)
     say("\n5. Where everything lies")
-    for name, what in (("hospital", "the data"), ("model", "the fused model"), ("comparison.csv", "the table above")):
+    places = {
+        "hospital": "the data",
+        "prepared": "its images, decoded once",
+        "model": "the fused model",
+        "comparison.csv": "the table above",
+    }
+    for name, what in places.items():
         say(f"   {out / name}: {what}")
     say(f"   {out / 'report.html'}: the report; open it in a browser")
     say(f"done in {time.perf_counter() - began:.0f} s")

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from ..datasets import Cohort
     from ..datasets.checks import Policy
+    from ..datasets.prepared import PreparedSamples
     from .recipe import Recipe
 
 _REFUSED = "refused.csv"
@@ -26,18 +28,13 @@ def prepare_recipe(
     Raises:
         InputError: the data or settings cannot be used, a file cannot be read, or the disk is full.
     """
-    from ..datasets.prepared import prepare
     from ..fusion.artifact import write_whole
 
     cohort = recipe.read(data).with_store(store, unreadable=unreadable)
     say(cohort.attrition.to_string(index=False))
-    parts = dict(zip(("train", "valid", "held out"), recipe.divide(cohort), strict=True))
-    readers = recipe.model(parts["train"]).readers
-    for reader in readers.values():
-        reader.fit(parts["train"])
+    parts = recipe.divide(cohort)
     refused = []
-    for name, part in parts.items():
-        samples = prepare(part, readers)
+    for name, part, samples in zip(("train", "valid", "held out"), parts, prepare_parts(recipe, parts), strict=True):
         say(f"{name}: {len(samples)} samples")
         for remark in samples.remarks:
             say(f"left out: {remark}")
@@ -48,3 +45,13 @@ def prepare_recipe(
         say(f"{len(table)} files that cannot be read are listed in {store / _REFUSED}.")
     size = sum(path.stat().st_size for path in store.rglob("*.npy"))
     say(f"{size / 1e6:,.0f} MB of arrays are in {store}.")
+
+
+def prepare_parts(recipe: Recipe, parts: Sequence[Cohort]) -> list[PreparedSamples]:
+    """Training and other patients through the readers of a recipe's model, which are fitted on the first part."""
+    from ..datasets.prepared import prepare
+
+    readers = recipe.model(parts[0]).readers
+    for reader in readers.values():
+        reader.fit(parts[0])
+    return [prepare(part, readers) for part in parts]

@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .comparison import (
-    FUSED,
-    Comparison,
-    Say,
-    compare,
-    compare_by_folds,
-    first_binary,
-    variants,
-    write_comparison,
-)
+from .comparison import Comparison, Say, compare, compare_by_folds, first_binary, write_comparison
 from .cross_validation import NOTICE, cross_validated_risks
 from .recipe import Recipe
 from .runs import Run
+from .variants import FUSED, variants
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
@@ -102,7 +94,9 @@ def all_remarks(cohort: Cohort, of_readers: Sequence[str]) -> tuple[str, ...]:
     return (*(f"{table}: {count} rows, because {reason}" for (table, reason), count in rows.items()), *of_readers)
 
 
-def compare_recipe(recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamples: int, say: Say) -> Comparison:
+def compare_recipe(
+    recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamples: int, jobs: int = 1, say: Say
+) -> Comparison:
     """Train all variants of a recipe, print the table and the verdict, write both and a report."""
     from ..fusion.processes import is_main_process
     from ..fusion.report import Report, write_report
@@ -110,11 +104,11 @@ def compare_recipe(recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamp
     cohort = recipe.read(data)
     say(cohort.attrition.to_string(index=False))
     if recipe.is_cross_validated:
-        comparison = compare_by_folds(recipe, cohort, pairs=pairs, resamples=resamples, say=say)
+        comparison = compare_by_folds(recipe, cohort, pairs=pairs, resamples=resamples, jobs=jobs, say=say)
     else:
         parts = recipe.divide(cohort)
         models = variants(recipe, parts[0], pairs=pairs)
-        comparison = compare(recipe, parts, models, resamples=resamples, say=say)
+        comparison = compare(recipe, parts, models, resamples=resamples, jobs=jobs, say=say)
     remarks = all_remarks(comparison.test, comparison.remarks)
     for remark in remarks:
         say(f"left out: {remark}")

@@ -9,7 +9,8 @@ from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import LabEncoder, StaticEncoder
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel
 from chiasm.fusion.model import FUSIONS
-from chiasm.recipes.comparison import Comparison, require_binary, restricted, variants
+from chiasm.recipes.comparison import Comparison, compare, require_binary
+from chiasm.recipes.variants import restricted, variants
 
 DAY = pd.Timestamp("2031-05-17")
 PATIENTS = 200
@@ -94,3 +95,23 @@ def test_each_other_head_is_compared_in_the_size_and_with_the_dropout_of_the_rec
 def test_a_modality_that_the_model_does_not_read_is_refused():
     with pytest.raises(InputError, match="The model does not read 'image'; it reads labs, static"):
         restricted(model(None), ["image"])
+
+
+def test_models_that_are_trained_two_at_a_time_are_those_that_are_trained_in_turn(patients):
+    ages = 60 + 10 * patients.outcomes["died"] + np.random.default_rng(0).normal(0, 8, PATIENTS)
+    static = pd.DataFrame({"subject_id": range(PATIENTS), "age": ages})
+    whole = Cohort(patients.outcomes, static=static)
+    parts = whole.split((0.6, 0.2, 0.2), seed=0)
+    recipe = SimpleNamespace(training=lambda: {"epochs": 2, "seed": 0})
+
+    def trained(jobs: int) -> Comparison:
+        plan = {name: FusionModel(static=StaticEncoder(8), outcomes={"died": "binary"}) for name in ("fused", "other")}
+        made = compare(recipe, parts, plan, resamples=0, jobs=jobs, say=lambda _: None)
+        # The recipe's own model comes back from the other process.
+        assert plan["fused"].is_built
+        assert list(made.risks) == ["fused", "other", "gradient boosting", "logistic regression"]
+        return made
+
+    in_turn, together = trained(1), trained(2)
+    for name, risks in in_turn.risks.items():
+        pd.testing.assert_frame_equal(risks, together.risks[name], rtol=1e-4)
