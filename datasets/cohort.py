@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +16,19 @@ from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
 from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
 from .subject_ids import of_one_type
-from .tables import EVENT_TABLES, as_excerpt, parse_rows
+from .tables import EVENT_TABLES, as_excerpt, no_patient_in_common, parse_rows, sorted_facts, sorted_samples
 from .times import require_one_clock
-from .windows import EVENTS, Sample, Window, early_results, of_patients, sorted_events, subject_runs, visible_events
+from .windows import (
+    EVENTS,
+    Sample,
+    Window,
+    early_results,
+    of_patients,
+    require_history,
+    sorted_events,
+    subject_runs,
+    visible_events,
+)
 
 if TYPE_CHECKING:
     from .store import Store
@@ -55,7 +63,7 @@ class Cohort:
 
     def __init__(
         self,
-        outcomes: pd.DataFrame,
+        outcomes: pd.DataFrame | Excerpt,
         *,
         labs: pd.DataFrame | Excerpt | None = None,
         notes: pd.DataFrame | Excerpt | None = None,
@@ -65,8 +73,7 @@ class Cohort:
         outcome_kinds: Mapping[str, str] | None = None,
         invalid: Policy = "raise",
     ) -> None:
-        if history is not None and not (isinstance(history, Real) and 0 < history < math.inf):
-            raise InputError(f"history is {history}; expected a positive number of hours, or None for all.")
+        require_history(history)
         if invalid not in ("raise", "exclude"):
             raise InputError(f'invalid is {invalid!r}; expected "raise" or "exclude".')
         given = {"outcomes": outcomes, "labs": labs, "notes": notes, "images": images, "static": static}
@@ -81,9 +88,10 @@ class Cohort:
         parsed = {name: parse_rows(table, checks[name], zones) for name, table in tables.items()}
         require_one_clock(zones)
         usable = parsed["outcomes"][checks["outcomes"].usable]
-        if not len(usable) and (invalid == "exclude" or not len(outcomes)):
+        rows = len(parsed["outcomes"])
+        if not len(usable) and (invalid == "exclude" or not rows):
             raise InputError(
-                f"outcomes has no rows that can be used (of {len(outcomes)}). A cohort needs at least one patient and "
+                f"outcomes has no rows that can be used (of {rows}). A cohort needs at least one patient and "
                 "prediction time."
             )
         self.outcome_kinds: dict[str, OutcomeKind] = infer_kinds(usable, outcome_kinds or {})
@@ -95,9 +103,9 @@ class Cohort:
         checked = {name: table for name, (table, _) in settled.items()}
         self.early_results = early_results(checked)
         """By table, results that were available before their time; there `available_at` is not believed."""
-        self.outcomes = _sorted_samples(checked["outcomes"])
+        self.outcomes = sorted_samples(checked["outcomes"])
         self.labs, self.notes, self.images = (sorted_events(checked.get(name)) for name in EVENT_TABLES)
-        self.static = _sorted_facts(checked.get("static"))
+        self.static = sorted_facts(checked.get("static"))
         self.decoded: dict[object, np.ndarray] = {}
         """Images that a reader has decoded, kept while the cohort lives."""
         self.store: Store | None = None
@@ -260,7 +268,7 @@ class Cohort:
         unknown = set(changed) - {*EVENT_TABLES, "static"}
         if unknown:
             raise InputError(f"Unknown table {min(unknown)}; expected labs, notes, images or static.")
-        fresh = {name: (_sorted_facts if name == "static" else sorted_events)(table) for name, table in changed.items()}
+        fresh = {name: (sorted_facts if name == "static" else sorted_events)(table) for name, table in changed.items()}
         derived = self._derive(**fresh)
         derived._drop_strangers()
         return derived.noted(why)
@@ -318,9 +326,7 @@ class Cohort:
         for name in self.modalities:
             patients, _ = subject_runs(getattr(self, name)["subject_id"])
             if not patients.isin(self._patients).any():
-                raise InputError(
-                    f"No subject_id of {name} stands in outcomes. Check that both tables write patients alike."
-                )
+                raise no_patient_in_common(name)
 
     def _drop_strangers(self) -> None:
         """Remove the rows of patients of whom nothing is to be predicted."""
@@ -357,6 +363,10 @@ class Cohort:
     def read(cls, folder: str | Path, **settings: object) -> Cohort:
         """Read a folder of CSV or Parquet tables, or a MEDS dataset.
 
+        Labs, notes and images are read piece by piece, and of other patients nothing is kept. Where
+        `history` is given, neither is what no sample sees: tables of any size are then read in the
+        memory that the samples need. Without it, all rows of the patients are kept in memory.
+
         Args:
             folder: holds `outcomes.csv` (or `.parquet`) and any of labs, notes, images, static; or
                 MEDS's `data/` and `metadata/`. Relative image paths are taken from this folder.
@@ -374,25 +384,6 @@ class Cohort:
         from .meds import write_meds
 
         write_meds(self, Path(folder))
-
-
-def _sorted_samples(outcomes: pd.DataFrame) -> pd.DataFrame:
-    doubled = outcomes.duplicated(["subject_id", "prediction_time"])
-    if doubled.any():
-        row = int(outcomes.index[doubled][0]) + 1
-        raise InputError(
-            f"outcomes, data row {row}: the same patient and prediction_time stand there twice "
-            f"({int(doubled.sum())} such rows). Keep one row a sample."
-        )
-    return outcomes.sort_values(["subject_id", "prediction_time"], ignore_index=True)
-
-
-def _sorted_facts(static: pd.DataFrame | None) -> pd.DataFrame | None:
-    """Facts by patient; a row in which nothing is known states nothing and goes."""
-    if static is None:
-        return None
-    stated = static.drop(columns="subject_id").notna().any(axis=1)
-    return static[stated].sort_values("subject_id", ignore_index=True)
 
 
 def _known(pairs: Iterator[tuple[str, object]]) -> dict[str, object]:

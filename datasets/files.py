@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
+from .checks import Excerpt
 from .errors import InputError
-from .tables import REQUIRED
+from .excerpts import WORDS, Asked, EventRows
+from .pieces import pieces, read_parquet
+from .tables import EVENT_TABLES, OPTIONAL, REQUIRED
+from .times import require_one_clock
+from .windows import require_history
 
 if TYPE_CHECKING:
     from .cohort import Cohort
-
-# Arrow reads a file in blocks, and a row must lie in one; the largest block that it takes is 2 GB.
-_LARGEST_BLOCK = 1 << 30
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -32,64 +32,9 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file is missing, empty, not UTF-8, or not a table.
     """
-    if not path.is_file():
-        raise InputError(f"There is no file {path}. Check the path.")
-    try:
-        if path.suffix == ".parquet":
-            return pq.ParquetFile(path).read().to_pandas()
-        return _read_csv(path)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
-        if isinstance(error, InputError):
-            raise
-        # Arrow's text may quote cell content, so it is not passed on.
-        raise InputError(f"{path} cannot be read as a {path.suffix[1:] or 'table'} file. Write it anew.") from error
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    data = path.read_bytes()
-    # The whole is checked beforehand, so that the error names the byte.
-    data.decode("utf-8")
-    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
-    names = next((row for row in csv.reader(text) if row), [])
-    if not names:
-        raise InputError(f"{path} is empty. It needs a first line of column names.")
-    ragged: list[pa_csv.InvalidRow] = []
-    read = pa_csv.ReadOptions(
-        use_threads=False, autogenerate_column_names=True, block_size=min(len(data) + 1, _LARGEST_BLOCK)
-    )
-    parse = pa_csv.ParseOptions(
-        newlines_in_values=True, invalid_row_handler=lambda row: (ragged.append(row), "error")[1]
-    )
-    cells = pa_csv.ConvertOptions(
-        column_types={f"f{k}": pa.large_string() for k in range(len(names))},
-        null_values=[""],
-        strings_can_be_null=True,
-    )
-    try:
-        table = pa_csv.read_csv(pa.BufferReader(data), read, parse, cells)
-    except pa.ArrowInvalid as error:
-        if not ragged:
-            _require_closed_quotes(path, data)
-            raise
-        raise InputError(
-            f"{path}, data row {ragged[0].number - 1}: {ragged[0].actual_columns} cells, but the first line names "
-            f"{ragged[0].expected_columns} columns. Correct the row, and put text that has commas in quotation marks."
-        ) from error
-    _require_closed_quotes(path, data)
-    table = table.slice(1).rename_columns([name.strip() or f"Unnamed: {k}" for k, name in enumerate(names)])
-    return table.to_pandas()
-
-
-def _require_closed_quotes(path: Path, data: bytes) -> None:
-    """Raise `InputError` where a quotation mark is never closed: it swallows all rows that follow."""
-    if data.count(b'"') % 2 == 0:
-        return
-    try:
-        pd.read_csv(io.BytesIO(data), dtype="str", usecols=[0], encoding_errors="replace")
-    except pd.errors.ParserError as error:
-        raise InputError(f"{path} has a quotation mark that is never closed. Close it, or double it.") from error
+    if path.suffix == ".parquet" and path.is_file():
+        return read_parquet(path)
+    return pa.concat_tables(pieces(path)).to_pandas()
 
 
 def find_table(folder: Path, name: str) -> Path | None:
@@ -118,10 +63,38 @@ def read_cohort(kind: type[Cohort], folder: Path, settings: Mapping[str, object]
             f"{folder} has neither outcomes.csv, outcomes.parquet nor MEDS's data/ and metadata/. "
             "Put the five tables there (any but outcomes may be missing)."
         )
-    tables = {name: read_table(path) for name, path in paths.items() if path is not None}
-    if "images" in tables and "path" in tables["images"].columns:
-        tables["images"] = tables["images"].assign(path=resolve_paths(tables["images"]["path"], folder))
-    return kind(**tables, **settings)
+    history = settings.get("history")
+    require_history(history)
+    outcomes = read_table(paths["outcomes"])
+    static = {"static": read_table(paths["static"])} if paths["static"] else {}
+    with naming_folder(folder):
+        asked = Asked(outcomes, history=history, invalid=settings.get("invalid", "raise"))
+        events = {name: _read_events(name, paths[name], asked) for name in EVENT_TABLES if paths[name]}
+        require_one_clock(asked.zones)
+        return kind(asked.outcomes, **events, **static, **settings)
+
+
+@contextmanager
+def naming_folder(folder: Path) -> Iterator[None]:
+    """Put the folder before what is said of a table in it, unless a file of it is named there."""
+    try:
+        yield
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from None
+
+
+def _read_events(name: str, path: Path, asked: Asked) -> Excerpt:
+    """The rows of an event table that matter."""
+    events, place = EventRows(name, asked, [name]), 1
+    for piece in pieces(path, (*REQUIRED[name], *OPTIONAL[name]), ("subject_id", *WORDS)):
+        table = piece.replace_schema_metadata(None).to_pandas(date_as_object=False)
+        if name == "images" and "path" in table.columns:
+            table = table.assign(path=resolve_paths(table["path"], path.parent))
+        events.take(table, 0, np.arange(place, place + len(table)))
+        place += len(table)
+    return events.excerpt()
 
 
 def resolve_paths(paths: pd.Series, folder: Path) -> pd.Series:

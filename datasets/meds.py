@@ -23,6 +23,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .checks import Excerpt
 from .errors import InputError
-from .files import read_table, resolve_paths
+from .excerpts import Asked
+from .files import naming_folder, read_table
+from .meds_events import IMAGE, NOTE, STATIC, read_events, require_shards
+from .meds_labels import read_labels, require_numbers
 from .outcomes import OutcomeKind
-from .windows import available_time
+from .tables import EVENT_TABLES, require_columns
+from .windows import available_time, require_history
 
 if TYPE_CHECKING:
     from .cohort import Cohort
@@ -61,16 +67,8 @@ _LABEL_KEYS = [
     pa.field("subject_id", pa.int64(), nullable=False),
     pa.field("prediction_time", pa.timestamp("us"), nullable=False),
 ]
-_KEYS = ["subject_id", "prediction_time"]
-# What a value column of a label file says of the outcome's kind; classes and integers are looked at.
-_LABEL_KINDS = {
-    "boolean_value": "binary",
-    "categorical_value": None,
-    "float_value": "continuous",
-    "integer_value": None,
-}
 _SCHEMA = 1
-_STATIC, _NOTE, _IMAGE = "STATIC", "NOTE", "IMAGE"
+_DTYPES = ("int64", "float32", "datetime64[us]", "str", "category")
 
 
 # Writing
@@ -116,17 +114,17 @@ def _events(cohort: Cohort, home: Path) -> pd.DataFrame:
         parts.append(_timed(labs, code=labs["code"], numeric_value=labs["value"], unit=labs.get("unit")))
     if cohort.notes is not None:
         notes = cohort.notes
-        parts.append(_timed(notes, code=_coded(_NOTE, notes.get("kind"), len(notes)), text_value=notes["text"]))
+        parts.append(_timed(notes, code=_coded(NOTE, notes.get("kind"), len(notes)), text_value=notes["text"]))
     if cohort.images is not None:
         images = cohort.images
-        code = _coded(_IMAGE, images.get("view"), len(images))
+        code = _coded(IMAGE, images.get("view"), len(images))
         path = images["path"].map(lambda path: _portable(path, home))
         parts.append(_timed(images, code=code, image_path=path, study_uid=images.get("study_uid")))
     if cohort.static is not None:
         for column in cohort.static.columns.drop("subject_id"):
             known = cohort.static[["subject_id", column]].dropna()
             kind = "numeric_value" if pd.api.types.is_numeric_dtype(known[column].dtype) else "text_value"
-            facts = {"subject_id": known["subject_id"], "code": f"{_STATIC}//{column}", kind: known[column]}
+            facts = {"subject_id": known["subject_id"], "code": f"{STATIC}//{column}", kind: known[column]}
             parts.append(pd.DataFrame(facts))
     filled = [part for part in parts if len(part)]
     events = pd.concat(filled, ignore_index=True) if filled else parts[0]
@@ -229,7 +227,8 @@ def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) 
         InputError: a file is missing or of another schema.
     """
     cohort, division = read_undivided(kind, folder, settings), read_division(folder)
-    return cohort if division is None else cohort.with_splits(division)
+    with naming_folder(folder):
+        return cohort if division is None else cohort.with_splits(division)
 
 
 def read_division(folder: Path) -> pd.DataFrame | None:
@@ -240,28 +239,34 @@ def read_division(folder: Path) -> pd.DataFrame | None:
     division = read_table(path)
     if not _read_layout(folder / "metadata" / "chiasm.json").get("text_ids") or "subject_id" not in division.columns:
         return division
+    require_numbers(path, division)
     return division.assign(subject_id=division["subject_id"].map(_original_ids(folder)))
 
 
 def _original_ids(folder: Path) -> pd.Series:
-    return read_table(folder / "metadata" / "subject_ids.parquet").set_index("subject_id")["original_id"]
+    path = folder / "metadata" / "subject_ids.parquet"
+    table = read_table(path)
+    require_numbers(path, table)
+    if "original_id" not in table.columns or table["subject_id"].duplicated().any():
+        raise InputError(f"{path} is damaged: it needs one original_id for each subject_id. Write the cohort anew.")
+    return table.set_index("subject_id")["original_id"]
 
 
 def read_undivided(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) -> Cohort:
     """`read_meds`, whatever the dataset says of its division."""
-    shards = sorted((folder / "data").rglob("*.parquet"))
-    if not shards:
-        raise InputError(f"{folder / 'data'} has no .parquet file. A MEDS dataset keeps its events there.")
-    events = pd.concat([_read_shard(path) for path in shards], ignore_index=True)
+    require_history(settings.get("history"))
+    shards = require_shards(folder)
     known = _read_layout(folder / "metadata" / "chiasm.json")
-    outcomes, kinds = _read_labels(folder, known)
-    tables: dict[str, pd.DataFrame | None] = {"outcomes": outcomes, **_as_tables(events, folder)}
-    if known:
-        tables = _restored(tables, known["tables"])
-    chosen = {"history": known.get("history"), **settings}
-    chosen["outcome_kinds"] = kinds | dict(chosen.get("outcome_kinds") or {})
-    cohort = kind(**tables, **chosen)
-    return cohort.rename_subjects(_original_ids(folder)) if known.get("text_ids") else cohort
+    outcomes, kinds = read_labels(folder, known.get("outcomes"))
+    with naming_folder(folder):
+        asked = Asked(outcomes, history=settings.get("history"), invalid=settings.get("invalid", "raise"))
+        tables = read_events(folder, shards, asked)
+        if known:
+            tables = _restored(tables, known["tables"])
+        chosen = {"history": known.get("history"), **settings}
+        chosen["outcome_kinds"] = kinds | dict(chosen.get("outcome_kinds") or {})
+        cohort = kind(asked.outcomes, **tables, **chosen)
+        return cohort.rename_subjects(_original_ids(folder)) if known.get("text_ids") else cohort
 
 
 def _read_layout(path: Path) -> dict:
@@ -270,125 +275,44 @@ def _read_layout(path: Path) -> dict:
         return {}
     try:
         layout = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON. Write the cohort anew, or remove the file.") from error
-    if not isinstance(layout, dict) or layout.get("schema") != _SCHEMA or not {"outcomes", "tables"} <= set(layout):
+    if not isinstance(layout, dict) or layout.get("schema") != _SCHEMA or not _is_layout(layout):
         raise InputError(f"{path} is not of schema {_SCHEMA}, which this version reads. Write the cohort anew.")
     return layout
 
 
-def _read_shard(path: Path) -> pd.DataFrame:
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is not a readable Parquet file. Write it anew.") from error
-    missing = [name for name in ("subject_id", "time", "code") if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path} lacks the column {missing[0]}, which MEDS 0.4 requires.")
-    wanted = [name for name in DATA.names if name in table.column_names]
-    return table.select(wanted).to_pandas().reindex(columns=DATA.names)
+def _is_layout(layout: Mapping[str, object]) -> bool:
+    """Whether this is what `_write_metadata` notes."""
+    outcomes, tables = layout.get("outcomes"), layout.get("tables")
+    if not isinstance(outcomes, dict) or not isinstance(tables, dict) or not set(tables) <= {*EVENT_TABLES, "static"}:
+        return False
+    if not all(isinstance(one, dict) for one in (*outcomes.values(), *tables.values())):
+        return False
+    told = all(isinstance(one.get("kind"), str) and isinstance(one.get("classes"), list) for one in outcomes.values())
+    return told and all(dtype in _DTYPES for columns in tables.values() for dtype in columns.values())
 
 
-def _as_tables(events: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame | None]:
-    """MEDS events as the four input tables."""
-    static = events["time"].isna()
-    image = ~static & events["image_path"].notna()
-    coded_note = events["code"].str.match(rf"{_NOTE}(?://|$)")
-    note = ~static & ~image & events["text_value"].notna()
-    # "5.1 mmol/L" beside 5.1 is a number and how it was printed.
-    prose = events["numeric_value"].isna() & events["text_value"].astype("str").str.contains(" ").fillna(False)
-    note &= coded_note | prose
-    lab = ~static & ~image & ~note & events["numeric_value"].notna()
-    timed = events.assign(
-        available_at=events["time"].where(events["event_time"].notna()),
-        time=events["event_time"].where(events["event_time"].notna(), events["time"]),
-    )
-    detail = events["code"].str.split("//", n=1).str.get(1)
-    keys = ["subject_id", "time", "available_at"]
-    labs = timed[lab][[*keys, "code", "numeric_value", "unit"]].rename(columns={"numeric_value": "value"})
-    notes = timed[note][[*keys, "text_value"]].rename(columns={"text_value": "text"})
-    images = timed[image][[*keys, "image_path", "study_uid"]].rename(columns={"image_path": "path"})
-    return {
-        "labs": labs if len(labs) else None,
-        "notes": notes.assign(kind=detail[note].where(coded_note[note])) if len(notes) else None,
-        "images": images.assign(view=detail[image], path=resolve_paths(images["path"], folder))
-        if len(images)
-        else None,
-        "static": _static_table(events[static]) if static.any() else None,
-    }
-
-
-def _static_table(facts: pd.DataFrame) -> pd.DataFrame:
-    """Facts without a time as one row a patient; a code such as `GENDER//F` alone is a category."""
-    column = facts["code"].str.removeprefix(f"{_STATIC}//")
-    bare = facts["numeric_value"].isna() & facts["text_value"].isna()
-    category = column.str.split("//", n=1).str.get(1).astype("str").where(bare)
-    column = column.where(~bare, column.str.split("//", n=1).str.get(0))
-    value = facts["numeric_value"].astype(object).where(facts["numeric_value"].notna(), facts["text_value"])
-    value = value.where(~bare, category.fillna("present"))
-    long = pd.DataFrame({"subject_id": facts["subject_id"], "column": column, "value": value})
-    wide = long.drop_duplicates(["subject_id", "column"], keep="last")
-    return wide.pivot(index="subject_id", columns="column", values="value").rename_axis(columns=None).reset_index()
-
-
-def _restored(tables: dict[str, pd.DataFrame | None], layout: dict[str, dict[str, str]]) -> dict:
+def _restored(tables: Mapping[str, Excerpt | pd.DataFrame | None], layout: Mapping[str, Mapping[str, str]]) -> dict:
     """Tables with exactly the columns and types they had when chiasm wrote them."""
-    restored = {"outcomes": tables["outcomes"]}
+    restored: dict[str, Excerpt | pd.DataFrame] = {}
     for name, columns in layout.items():
-        table = tables[name]
+        given = tables[name]
+        table = given.table if isinstance(given, Excerpt) else given
         if table is None:
             table = pd.DataFrame({"subject_id": pd.Series(dtype="int64")})
         table = table.reindex(columns=list(columns))
-        for column, dtype in columns.items():
-            if column != "subject_id":
-                # Categories stay categories, even where all of them look like numbers.
-                table[column] = (
-                    table[column].astype(dtype).astype("category" if (name, dtype) == ("static", "str") else dtype)
-                )
-        restored[name] = table
+        require_columns(table, name)
+        # Categories stay categories, even where all of them look like numbers.
+        dtypes = {
+            column: "category" if (name, dtype) == ("static", "str") else dtype for column, dtype in columns.items()
+        }
+        try:
+            table = table.astype({column: dtype for column, dtype in dtypes.items() if column != "subject_id"})
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{name} is not of the types that metadata/chiasm.json names ({', '.join(columns)}). Write the cohort "
+                "anew, or remove that file."
+            ) from None
+        restored[name] = replace(given, table=table) if isinstance(given, Excerpt) else table
     return restored
-
-
-def _read_labels(folder: Path, known: dict) -> tuple[pd.DataFrame, dict[str, str]]:
-    """All label files of `labels/` joined into one outcomes table, with the kinds they declare."""
-    samples = folder / "metadata" / "samples.parquet"
-    outcomes = read_table(samples)[_KEYS] if samples.is_file() else None
-    kinds: dict[str, str] = {}
-    home = folder / "labels"
-    paths: dict[str, list[Path]] = {}
-    for path in sorted(home.glob("*.parquet")) + sorted(home.glob("*/**/*.parquet")):
-        paths.setdefault(path.relative_to(home).parts[0].removesuffix(".parquet"), []).append(path)
-    for name in known.get("outcomes", paths):
-        if name not in paths:
-            raise InputError(f"{home} lacks {name}.parquet, which metadata/chiasm.json names.")
-        labels, declared = _read_label_file(paths[name], name)
-        outcomes = labels if outcomes is None else outcomes.merge(labels, on=_KEYS, how="outer")
-        if name in known.get("outcomes", {}):
-            stored = known["outcomes"][name]
-            declared = OutcomeKind(stored["kind"], stored["classes"])
-        if declared is not None:
-            kinds[name] = declared
-    if outcomes is None:
-        raise InputError(
-            f"{folder} has no label files. Put what is to be predicted into labels/NAME.parquet "
-            "(subject_id, prediction_time, boolean_value)."
-        )
-    return outcomes, kinds
-
-
-def _read_label_file(paths: list[Path], name: str) -> tuple[pd.DataFrame, str | None]:
-    """One outcome of all its shards, and the kind that its column declares (None: to be inferred)."""
-    shards = []
-    for path in paths:
-        shard = read_table(path)
-        if not {*_KEYS} <= set(shard.columns) or not set(_LABEL_KINDS) & set(shard.columns):
-            raise InputError(f"{path} is no MEDS label file: it needs subject_id, prediction_time and a value.")
-        shards.append(shard)
-    labels = pd.concat(shards, ignore_index=True)
-    present = [column for column in _LABEL_KINDS if column in labels.columns]
-    # A file may have all columns that MEDS knows, and values in one.
-    column = next((column for column in present if labels[column].notna().any()), present[0])
-    if pd.api.types.infer_dtype(labels[column], skipna=True) == "boolean":
-        # As numbers, so that the user may also give another kind.
-        labels[column] = labels[column].astype("float32")
-    return labels[[*_KEYS, column]].rename(columns={column: name}), _LABEL_KINDS[column]

@@ -152,12 +152,15 @@ def as_subject_splits(table: pd.DataFrame, like: pd.Series) -> pd.Series:
         InputError: a column is missing, a word is not one of MEDS's, or a patient is in two splits.
     """
     missing = [column for column in ("subject_id", "split") if column not in table.columns]
-    if missing:
-        raise InputError(f"The split table lacks the column {missing[0]}. It needs subject_id and split.")
+    if missing or not table.columns.is_unique:
+        what = f"lacks the column {missing[0]}" if missing else "has a column twice"
+        raise InputError(f"The split table {what}. It needs subject_id and split.")
     table = table.reset_index(drop=True)
     words = set(as_words(table["split"]).text)
     if not words <= set(MEDS_SPLITS):
-        other = ", ".join(sorted(words - {*MEDS_SPLITS, ""})) or "a blank"
+        # A name of a split is short; what is not may be anything.
+        other = ", ".join(sorted(word for word in words - {*MEDS_SPLITS, ""} if len(word) <= 20)[:5])
+        other = other or ("a blank" if "" in words else "long texts")
         raise InputError(f"The split table has {other}; expected the words {', '.join(MEDS_SPLITS)} alone.")
     check = TableCheck("split table", len(table), "raise")
     ids = subject_names(table["subject_id"], check)

@@ -30,6 +30,7 @@ OPTIONAL = {
     "images": ("view", "study_uid", "available_at"),
 }
 EVENT_TABLES = ("labs", "notes", "images")
+_NAMES = {column for columns in (*REQUIRED.values(), *OPTIONAL.values()) for column in columns}
 TIME_COLUMNS = ("prediction_time", "time", "available_at")
 
 # No quantity that a laboratory reports reaches this in any customary unit: the largest are cell
@@ -46,9 +47,12 @@ def require_columns(table: pd.DataFrame, name: str) -> None:
         raise InputError(f"{name} is a {type(table).__name__}; expected a pandas DataFrame.")
     missing = [column for column in REQUIRED[name] if column not in table.columns]
     if missing:
+        # Where no name is known, the first line may be a patient's.
+        known = any(column in str(there) for there in table.columns for column in _NAMES)
+        there = ", ".join(map(str, table.columns)) if known else f"{len(table.columns)} others, if these are names"
         raise InputError(
             f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{', '.join(map(str, table.columns)) or 'none'}. Rename or add what is missing."
+            f"{there if len(table.columns) else 'none'}. Rename or add what is missing."
         )
     doubled = table.columns[table.columns.duplicated()]
     if len(doubled):
@@ -61,6 +65,11 @@ def require_columns(table: pd.DataFrame, name: str) -> None:
                 f"{name} has a column without a name ({nameless[0]!r}). Name it by text, or drop it; if it is the row "
                 "number that pandas writes, write the table with index=False."
             )
+
+
+def no_patient_in_common(name: str) -> InputError:
+    """A table has rows, and none is of a patient of the outcomes."""
+    return InputError(f"No subject_id of {name} stands in outcomes. Check that both tables write patients alike.")
 
 
 def as_excerpt(name: str, table: pd.DataFrame | Excerpt, policy: Policy) -> Excerpt:
@@ -228,3 +237,27 @@ def _finite(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:
         numbers = numbers.astype("float32")
     check.refuse(np.isinf(numbers.to_numpy()), f"{column} is infinite", "Correct the number or leave it blank")
     return numbers
+
+
+def sorted_samples(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Samples by patient and prediction time.
+
+    Raises:
+        InputError: two rows are one sample.
+    """
+    doubled = outcomes.duplicated(["subject_id", "prediction_time"])
+    if doubled.any():
+        row = int(outcomes.index[doubled][0]) + 1
+        raise InputError(
+            f"outcomes, data row {row}: the same patient and prediction_time stand there twice "
+            f"({int(doubled.sum())} such rows). Keep one row a sample."
+        )
+    return outcomes.sort_values(["subject_id", "prediction_time"], ignore_index=True)
+
+
+def sorted_facts(static: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Facts by patient; a row in which nothing is known states nothing and goes."""
+    if static is None:
+        return None
+    stated = static.drop(columns="subject_id").notna().any(axis=1)
+    return static[stated].sort_values("subject_id", ignore_index=True)

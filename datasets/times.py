@@ -64,16 +64,20 @@ def _parse_text_times(values: pd.Series, check: TableCheck, column: str, optiona
     moment = pc.match_substring_regex(arrow, _MOMENT).to_numpy(zero_copy_only=False)
     zoned = pc.match_substring_regex(arrow, _ZONED).to_numpy(zero_copy_only=False) & moment
     if zoned.any() and not zoned[moment].all():
-        raise InputError(
-            f"{check.table}.{column} mixes times with a zone ({int(zoned.sum())} rows) and without "
-            f"({int((moment & ~zoned).sum())} rows), which cannot be ordered. Give all of them a zone, or none."
-        )
+        counts = f"({int(zoned.sum())} rows)", f"({int((moment & ~zoned).sum())} rows)"
+        raise mixed_zones(f"{check.table}.{column}", *counts)
     parsed = pd.to_datetime(text.where(moment), format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
     unparsed = parsed.isna().to_numpy(bool) & ~words.blank
     check.refuse(unparsed, f"{column} is not a time", "Write times as 2031-05-17 08:30:00 (ISO 8601)")
     if not optional:
         check.refuse(words.blank, f"{column} is blank", "Fill in the time")
     return parsed.astype("datetime64[us]"), bool(zoned.any())
+
+
+def mixed_zones(column: str, zoned: str = "", local: str = "") -> InputError:
+    """Of a column such as `labs.time`, some times have a zone and some have none; how many, where that is known."""
+    mixture = " ".join(f"{column} mixes times with a zone {zoned} and without {local}".split())
+    return InputError(f"{mixture}, which cannot be ordered. Give all of them a zone, or none.")
 
 
 def require_one_clock(zones: Mapping[str, bool]) -> None:

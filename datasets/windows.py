@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from .errors import InputError
 from .words import as_codes
 
 
@@ -166,6 +169,12 @@ def subject_runs(subjects: pd.Series) -> tuple[pd.Index, np.ndarray]:
     return pd.Index(cells[starts]), np.append(starts, len(cells))
 
 
+def runs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where equal rows that follow each other begin, and how many they are."""
+    starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1])[: len(rows)])
+    return starts, np.diff(starts, append=len(rows))
+
+
 def of_patients(table: pd.DataFrame, patients: pd.Index) -> pd.DataFrame:
     """The rows of these patients, of a table sorted by patient."""
     own, starts = subject_runs(table["subject_id"])
@@ -188,6 +197,12 @@ def bisect_runs(
         low = np.where(open_ & beyond, middle + 1, low)
         high = np.where(open_ & ~beyond, middle, high)
     return low
+
+
+def require_history(history: object) -> None:
+    """Raise `InputError` unless this is a positive number of hours, or None."""
+    if history is not None and not (isinstance(history, Real) and 0 < history < math.inf):
+        raise InputError(f"history is {history}; expected a positive number of hours, or None for all.")
 
 
 def reach(history: float | None) -> int | None:

@@ -82,7 +82,7 @@ def test_a_large_table_is_read_whole(tmp_path):
 
 
 def test_a_row_that_the_reader_cannot_take_whole_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("chiasm.datasets.files._LARGEST_BLOCK", 64)
+    monkeypatch.setattr("chiasm.datasets.pieces._BLOCK_BYTES", 64)
     table = "subject_id,time,text\n8,2031-05-17 07:00," + "Quill " * 99
     with pytest.raises(InputError, match=r"notes.csv cannot be read as a csv file. Write it anew"):
         Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=table))

@@ -340,7 +340,7 @@ def test_labels_in_shards_and_of_several_outcomes_are_joined(tmp_path):
 def test_an_impossible_value_of_another_writer_is_refused_or_excluded(tmp_path):
     shards = SHARDS | {"train/1": [event(2, hour(-3), "HR", float("inf")), event(2, hour(-2), "HR", 80.0)]}
     write_labels(write_foreign(tmp_path, shards), "died", boolean_value=[True, False, False])
-    with pytest.raises(InputError, match=r"labs, data row \d+: value is infinite"):
+    with pytest.raises(InputError, match=r"data.train.1.parquet, data row 1: value is infinite"):
         Cohort.read(tmp_path)
     read = Cohort.read(tmp_path, invalid="exclude")
     assert [event.value for event in read.sample(1).labs] == [80.0]
@@ -360,7 +360,7 @@ def test_a_dataset_that_is_none_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"lacks the column code, which MEDS 0.4 requires"):
         Cohort.read(tmp_path)
     path.write_bytes(b"no parquet")
-    with pytest.raises(InputError, match=r"is not a readable Parquet file. Write it anew"):
+    with pytest.raises(InputError, match=r"cannot be read as a parquet file. Write it anew"):
         Cohort.read(tmp_path)
 
 
@@ -389,3 +389,100 @@ def test_a_damaged_dataset_of_ours_is_refused(tmp_path):
     (metadata / "chiasm.json").write_text("{")
     with pytest.raises(InputError, match=r"chiasm.json is not JSON"):
         Cohort.read(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "message"),
+    [
+        ("code", [1, 2, 3], r"1\.parquet: code is int64, and text in MEDS 0\.4\. Write the shard anew"),
+        (
+            "time",
+            pa.array([1, 2, 3], pa.timestamp("us", "UTC")),
+            r"time is timestamp\[us, tz=UTC\], and timestamps with",
+        ),
+        ("subject_id", ["1", "2", "3"], r"subject_id is string, and whole numbers in MEDS"),
+        ("subject_id", pa.array([1, 2**64 - 1, 3], pa.uint64()), r"subject_id has values that cannot be whole numbers"),
+        ("numeric_value", [[1.0]] * 3, r"numeric_value is list<.*>, and numbers in MEDS"),
+        ("subject_id", [None, 2, 2], r"1\.parquet, data row 1: subject_id is blank. Write the shard anew"),
+    ],
+)
+def test_events_of_other_types_than_meds_has_are_refused(tmp_path, column, cells, message):
+    write_labels(write_foreign(tmp_path), "died", boolean_value=[True, False, False])
+    path = tmp_path / "data" / "train" / "1.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(cells)), path)
+    with pytest.raises(InputError, match=message):
+        Cohort.read(tmp_path)
+
+
+def test_a_column_of_events_that_stands_there_twice_is_refused(tmp_path):
+    write_labels(write_foreign(tmp_path), "died", boolean_value=[True, False, False])
+    path = tmp_path / "data" / "train" / "1.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("code", table["code"]), path)
+    with pytest.raises(InputError, match=r"1\.parquet: code is there twice, and text in MEDS 0\.4"):
+        Cohort.read(tmp_path)
+
+
+def test_facts_of_strangers_alone_are_refused(tmp_path):
+    shards = {"0": [event(7, None, "GENDER//F"), event(1, hour(-1), "HR", 80.0)]}
+    write_labels(write_foreign(tmp_path, shards), "died", boolean_value=[True, False, False])
+    with pytest.raises(InputError, match="No subject_id of static stands in outcomes"):
+        Cohort.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"subject_id": ["a"]}, "subject_id is missing, or not whole numbers without a blank"),
+        ({"prediction_time": ["2031-05-17"]}, "is not of MEDS's types, timestamp.us. without a zone and int64"),
+        ({"subject_id": [1, 1], "prediction_time": [NOW, NOW], "boolean_value": [True, False]}, "stand there twice"),
+        ({"float_value": [1.0], "twice": [1.0]}, "is no MEDS label file: .* each once"),
+    ],
+)
+def test_labels_of_other_types_than_meds_has_are_refused(tmp_path, columns, message):
+    table = pa.table({"subject_id": [1], "prediction_time": [NOW], "boolean_value": [True]} | columns)
+    table = table.rename_columns(["float_value" if name == "twice" else name for name in table.column_names])
+    path = write_foreign(tmp_path) / "labels" / "died.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(InputError, match=message) as told:
+        Cohort.read(tmp_path)
+    assert str(told.value).startswith(str(path))
+
+
+def test_the_same_sample_in_two_shards_of_labels_is_refused(tmp_path):
+    write_foreign(tmp_path)
+    write_labels(tmp_path, "died/0", boolean_value=[True, False, False])
+    write_labels(tmp_path, "died/1", boolean_value=[True, False, False])
+    with pytest.raises(InputError, match=r"labels/died: the same patient and prediction_time .* \(3 such rows\)"):
+        Cohort.read(tmp_path)
+
+
+def test_notes_of_chiasm_that_contradict_the_dataset_are_refused(tmp_path):
+    cohort(("a", "b", "c", "d")).write(tmp_path / "dataset")
+    path = tmp_path / "dataset" / "metadata" / "chiasm.json"
+    layout = json.loads(path.read_text())
+    for tables_ in ([], {"films": {}}, {"labs": []}, {"labs": {"code": 3}}, {"labs": {"code": "object"}}):
+        path.write_text(json.dumps(layout | {"tables": tables_}))
+        with pytest.raises(InputError, match=r"chiasm\.json is not of schema 1"):
+            Cohort.read(tmp_path / "dataset")
+    columns = layout["tables"]["static"] | {"sex": "float32"}
+    path.write_text(json.dumps(layout | {"tables": {"static": columns}}))
+    with pytest.raises(InputError, match=r"static is not of the types that metadata/chiasm\.json names"):
+        Cohort.read(tmp_path / "dataset")
+    path.write_text(json.dumps(layout))
+    ids = tmp_path / "dataset" / "metadata" / "subject_ids.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(ids)] * 2), ids)
+    with pytest.raises(InputError, match=r"subject_ids\.parquet is damaged: it needs one original_id for each"):
+        Cohort.read(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("history", [1, 24])
+def test_events_in_pieces_are_seen_as_those_of_the_whole(tmp_path, monkeypatch, history):
+    written = cohort(history=history)
+    written.write(tmp_path / "dataset")
+    monkeypatch.setattr("chiasm.datasets.pieces.PIECE_ROWS", 2)
+    read = Cohort.read(tmp_path / "dataset", history=history)
+    for position in range(len(written)):
+        assert repr(read.sample(position)) == repr(written.sample(position))
+    assert len(read.labs) == len(np.unique(written.window("labs").rows))

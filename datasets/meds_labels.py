@@ -1,0 +1,112 @@
+"""What is to be predicted in a MEDS dataset: its label files as one outcomes table.
+
+Source: MEDS 0.4.1, https://github.com/Medical-Event-Data-Standard/meds (LabelSchema).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from .errors import InputError
+from .files import read_table
+from .outcomes import OutcomeKind
+
+_KEYS = ["subject_id", "prediction_time"]
+# What a value column of a label file says of the outcome's kind; classes and integers are looked at.
+_LABEL_KINDS = {
+    "boolean_value": "binary",
+    "categorical_value": None,
+    "float_value": "continuous",
+    "integer_value": None,
+}
+
+
+def require_numbers(path: Path, table: pd.DataFrame) -> None:
+    """Raise `InputError` unless `subject_id` stands there once, in whole numbers."""
+    ids = table.get("subject_id")
+    if not isinstance(ids, pd.Series) or not pd.api.types.is_integer_dtype(ids.dtype) or ids.isna().any():
+        raise InputError(f"{path}: subject_id is missing, or not whole numbers without a blank. Write the file anew.")
+
+
+def read_labels(folder: Path, known: Mapping[str, Mapping] | None) -> tuple[pd.DataFrame, dict[str, str]]:
+    """All label files of `labels/` joined into one outcomes table, with the kinds they declare.
+
+    Args:
+        folder: the dataset.
+        known: kind and classes of each outcome, where chiasm wrote it.
+
+    Raises:
+        InputError: a file is missing, or no label file.
+    """
+    samples = folder / "metadata" / "samples.parquet"
+    outcomes = _read_keyed(samples)[_KEYS] if samples.is_file() else None
+    kinds: dict[str, str] = {}
+    home = folder / "labels"
+    paths: dict[str, list[Path]] = {}
+    for path in sorted(home.glob("*.parquet")) + sorted(home.glob("*/**/*.parquet")):
+        paths.setdefault(path.relative_to(home).parts[0].removesuffix(".parquet"), []).append(path)
+    for name in paths if known is None else known:
+        if name not in paths:
+            raise InputError(f"{home} lacks {name}.parquet, which metadata/chiasm.json names.")
+        labels, declared = _read_label_file(paths[name], name)
+        outcomes = labels if outcomes is None else outcomes.merge(labels, on=_KEYS, how="outer")
+        if known is not None:
+            declared = OutcomeKind(known[name]["kind"], known[name]["classes"])
+        if declared is not None:
+            kinds[name] = declared
+    if outcomes is None:
+        raise InputError(
+            f"{folder} has no label files. Put what is to be predicted into labels/NAME.parquet "
+            "(subject_id, prediction_time, boolean_value)."
+        )
+    return outcomes, kinds
+
+
+def _read_keyed(path: Path) -> pd.DataFrame:
+    """A file with a row a sample, whose keys are of MEDS's types."""
+    table = read_table(path)
+    if not {*_KEYS} <= set(table.columns) or not table.columns.is_unique:
+        raise InputError(f"{path} is no MEDS label file: it needs subject_id, prediction_time and a value, each once.")
+    require_numbers(path, table)
+    try:
+        if not pd.api.types.is_datetime64_dtype(table["prediction_time"].dtype):
+            raise TypeError
+        table = table.astype({"subject_id": "int64", "prediction_time": "datetime64[us]"})
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"{path}: prediction_time or subject_id is not of MEDS's types, timestamp[us] without a zone and int64. "
+            "Write the file anew."
+        ) from None
+    _require_samples_once(table, path)
+    return table
+
+
+def _require_samples_once(labels: pd.DataFrame, path: Path) -> None:
+    doubled = labels.duplicated(_KEYS)
+    if doubled.any():
+        raise InputError(
+            f"{path}: the same patient and prediction_time stand there twice ({int(doubled.sum())} such rows). Keep "
+            "one row a sample."
+        )
+
+
+def _read_label_file(paths: list[Path], name: str) -> tuple[pd.DataFrame, str | None]:
+    """One outcome of all its shards, and the kind that its column declares (None: to be inferred)."""
+    shards = []
+    for path in paths:
+        shard = _read_keyed(path)
+        if not set(_LABEL_KINDS) & set(shard.columns):
+            raise InputError(f"{path} is no MEDS label file: it needs subject_id, prediction_time and a value.")
+        shards.append(shard)
+    labels = pd.concat(shards, ignore_index=True)
+    _require_samples_once(labels, paths[0] if len(paths) == 1 else paths[0].parent)
+    present = [column for column in _LABEL_KINDS if column in labels.columns]
+    # A file may have all columns that MEDS knows, and values in one.
+    column = next((column for column in present if labels[column].notna().any()), present[0])
+    if pd.api.types.infer_dtype(labels[column], skipna=True) == "boolean":
+        # As numbers, so that the user may also give another kind.
+        labels[column] = labels[column].astype("float32")
+    return labels[[*_KEYS, column]].rename(columns={column: name}), _LABEL_KINDS[column]

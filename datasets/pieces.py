@@ -1,0 +1,196 @@
+"""CSV and Parquet files, piece by piece: of any size, in bounded memory, and checked on the way."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from .errors import InputError
+from .refusals import MALFORMED
+
+PIECE_ROWS = 1 << 20
+"""Rows of a piece of a Parquet file."""
+_BLOCK_BYTES = 64 << 20
+"""Of a piece of a CSV file. A row must lie in one."""
+# Rows of patients and times take a byte or more each. A file in which ten have one, or text that shrinks to a
+# thousandth, says the same again and again, and would fill the memory.
+_MOST_ROWS_A_BYTE, _MOST_INFLATION = 10, 1000
+_HARMLESS_ROWS, _HARMLESS_BYTES = 1_000_000, 64 << 20
+
+
+def pieces(path: Path, columns: Sequence[str] | None = None, words: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """The rows of a table, some at a time; at least one piece, which may have no rows.
+
+    Of CSV, cells come as text, blank ones as missing. A CSV file is UTF-8, separated by commas, with one number of
+    cells in every row: a row that is cut short would otherwise read as one in which something is unknown.
+
+    Args:
+        path: of a CSV or a Parquet file.
+        columns: those that are wanted of those that there are; None for all. A column that stands there twice comes
+            twice.
+        words: columns of which few different cells are expected; they come as dictionaries.
+
+    Raises:
+        InputError: the file is missing, empty, not UTF-8, or not a table.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no file {path}. Check the path.")
+    kind = path.suffix[1:] or "table"
+    with _naming(path, f"cannot be read as a {kind} file"):
+        yield from (_parquet_pieces if kind == "parquet" else _csv_pieces)(path, columns, words)
+
+
+@contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """Turn a reader's failures into one line that names the file. What Arrow says is dropped: it may quote cells."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    except InputError:
+        raise
+    except (*MALFORMED, csv.Error, pa.ArrowException):
+        raise InputError(f"{path} {what}. Write it anew.") from None
+
+
+# Parquet
+
+
+def _parquet_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str]) -> Iterator[pa.Table]:
+    with _parquet(path, words) as file:
+        names = file.schema_arrow.names
+        wanted = [name for name in names if columns is None or name in columns]
+        yield file.schema_arrow.empty_table().select([k for k, name in enumerate(names) if name in wanted])
+        for batch in file.iter_batches(PIECE_ROWS, columns=wanted):
+            # Indices of dictionaries, ends of texts and UTF-8 are not checked otherwise, and would end the process.
+            batch.validate(full=True)
+            yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _parquet(path: Path, words: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, once it is known that it does not inflate beyond reason."""
+    about = pq.read_metadata(path)
+    coded = [name for name in about.schema.to_arrow_schema().names if name in words]
+    # Through a buffer, so that not even a row group need be in memory as a whole.
+    with pq.ParquetFile(path, metadata=about, read_dictionary=coded, buffer_size=1 << 20) as file:
+        size = path.stat().st_size
+        inflated = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
+        if about.num_rows > max(_HARMLESS_ROWS, _MOST_ROWS_A_BYTE * size) or about.num_rows < 0:
+            raise InputError(f"{path} says that it has {about.num_rows} rows, in {size} bytes. Write it anew.")
+        if inflated > max(_HARMLESS_BYTES, _MOST_INFLATION * size):
+            raise InputError(f"{path} says that its {size} bytes become {inflated}. Write it anew.")
+        yield file
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A whole Parquet file, with the index and the types that pandas noted in it.
+
+    Raises:
+        InputError: it is no Parquet file.
+    """
+    with _naming(path, "cannot be read as a parquet file"), _parquet(path) as file:
+        table = file.read()
+        table.validate(full=True)
+        return table.to_pandas()
+
+
+# CSV
+
+
+def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str]) -> Iterator[pa.Table]:
+    names = _first_line(path)
+    if not names:
+        raise InputError(f"{path} is empty. It needs a first line of column names.")
+    wanted = [k for k, name in enumerate(names) if columns is None or name in columns]
+    ragged: list[pa_csv.InvalidRow] = []
+    read = pa_csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=_block_bytes(path))
+    parse = pa_csv.ParseOptions(
+        newlines_in_values=True, invalid_row_handler=lambda row: (ragged.append(row), "error")[1]
+    )
+    few, text = pa.dictionary(pa.int32(), pa.string()), pa.large_string()
+    cells = pa_csv.ConvertOptions(
+        column_types={f"f{k}": few if name in words else text for k, name in enumerate(names)},
+        include_columns=[f"f{k}" for k in wanted],
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    with path.open("rb") as file:
+        watched = _Watched(file)
+        try:
+            first = 1
+            for batch in pa_csv.open_csv(pa.PythonFile(watched, "r"), read, parse, cells):
+                piece = pa.Table.from_batches([batch]).slice(first)
+                yield piece.rename_columns([names[k] for k in wanted])
+                first = 0
+        except pa.ArrowInvalid as error:
+            if not ragged:
+                watched.require_closed_quotes(path)
+                raise
+            raise InputError(
+                f"{path}, data row {ragged[0].number - 1}: {ragged[0].actual_columns} cells, but the first line names "
+                f"{ragged[0].expected_columns} columns. Correct the row, and put text that has commas in quotation "
+                "marks."
+            ) from error
+        watched.require_closed_quotes(path)
+
+
+def _first_line(path: Path) -> list[str]:
+    """The names of the columns; one without a name gets the one that pandas would give it."""
+    with path.open("rb") as file:
+        text = io.TextIOWrapper(_Watched(file), encoding="utf-8-sig", newline="")
+        names = next((row for row in csv.reader(text) if row), [])
+    return [name.strip() or f"Unnamed: {k}" for k, name in enumerate(names)]
+
+
+def _block_bytes(path: Path) -> int:
+    return min(path.stat().st_size + 1, _BLOCK_BYTES)
+
+
+class _Watched(io.RawIOBase):
+    """A file that is UTF-8, byte by byte, and whose quotation marks are counted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._quotes, self._at = file, 0, 0
+        self._decode: Callable = codecs.getincrementaldecoder("utf-8")().decode
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._file.read(len(buffer))
+        try:
+            self._decode(data, final=len(data) < len(buffer))
+        except UnicodeDecodeError as error:
+            # The decoder may have kept the first bytes of a character that the last read cut off.
+            start = self._at + len(data) - len(error.object) + error.start
+            raise UnicodeDecodeError("utf-8", error.object, start, start + 1, error.reason) from None
+        self._quotes += data.count(b'"')
+        self._at += len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def require_closed_quotes(self, path: Path) -> None:
+        """Raise `InputError` where a quotation mark is never closed: it swallows all rows that follow."""
+        rest = self._file.read(_BLOCK_BYTES)
+        while rest:
+            self._quotes += rest.count(b'"')
+            rest = self._file.read(_BLOCK_BYTES)
+        # What is longer than a block was refused before, and need not be looked for in a file of any size.
+        if self._quotes % 2 == 0 or path.stat().st_size > 16 * _BLOCK_BYTES:
+            return
+        try:
+            for _ in pd.read_csv(path, dtype="str", usecols=[0], encoding_errors="replace", chunksize=PIECE_ROWS):
+                pass
+        except pd.errors.ParserError as error:
+            raise InputError(f"{path} has a quotation mark that is never closed. Close it, or double it.") from error
