@@ -46,8 +46,7 @@ class Scene:
         self[table] = pd.concat([rows[rows["subject_id"] != other], copied], ignore_index=True)
 
     def audit(self) -> Audit:
-        cohort = Cohort(**self.tables)
-        return audit(cohort, self.split, sources=self.sources, deaths=self.deaths)
+        return audit(Cohort(**self.tables), self.split, sources=self.sources, deaths=self.deaths)
 
 
 def in_two_splits(own: Scene, _: Path) -> None:
@@ -69,9 +68,9 @@ def same_labs_of_other_dates(own: Scene, _: Path) -> None:
 
 
 def same_facts_and_image(own: Scene, _: Path) -> None:
-    one, other = own.pair("images", "static")
-    own.copy_rows("static", one, other)
-    own.copy_rows("images", one, other, study_uid=None)
+    pair = own.pair("images", "static")
+    for table, changed in (("static", {}), ("images", {"study_uid": None})):
+        own.copy_rows(table, *pair, **changed)
 
 
 def same_facts(own: Scene, _: Path) -> None:
@@ -80,8 +79,8 @@ def same_facts(own: Scene, _: Path) -> None:
     own.copy_rows("static", *own.pair("static"))
 
 
-def same_patient_undivided(own: Scene, _: Path) -> None:
-    same_labs(own, _)
+def same_patient_undivided(own: Scene, folder: Path) -> None:
+    same_labs(own, folder)
     own.split = None
 
 
@@ -248,9 +247,8 @@ def file_type_of_the_dying(own: Scene, folder: Path) -> None:
 
 
 def given_source(own: Scene, _: Path) -> None:
-    random = np.random.default_rng(0)
-    died = own["outcomes"]["died"] == 1
-    own.sources = {"journal": np.where(died ^ (random.random(len(died)) < 0.1), "A", "B")}
+    wrong = np.random.default_rng(0).random(PATIENTS) < 0.1
+    own.sources = {"journal": np.where((own["outcomes"]["died"] == 1) ^ wrong, "A", "B")}
 
 
 def told_in_notes(own: Scene, _: Path) -> None:
