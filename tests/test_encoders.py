@@ -16,7 +16,8 @@ from chiasm.datasets.batch import Labs
 from chiasm.datasets.note_reader import load_tokenizer, train_wordpiece
 from chiasm.datasets.prepared import prepare
 from chiasm.encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
-from chiasm.encoders.lab_encoder import lab_grid, step_features, summary_features
+from chiasm.encoders.lab_grid import lab_grid, step_features
+from chiasm.encoders.lab_summary import STATISTICS, SummaryFeatures, summary_table
 from chiasm.encoders.tokens import gather_tokens
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -305,11 +306,44 @@ def test_a_step_is_told_the_last_value_whether_it_was_measured_and_how_fresh_it_
     assert_close(features[0], torch.tensor(expected, dtype=torch.float32))
 
 
-def test_a_summary_tells_level_extremes_change_count_and_recency():
-    part = labs((0, -5.0, 0, 2.0, 0), (0, -3.0, 0, 8.0, 1), (0, -1.0, 0, 5.0, 2))
-    summary = summary_features(lab_grid(part, 1, 2), part)
-    expected = [5, 2, 8, 2, 5, 3, np.log1p(3), 1 / (1 + np.log1p(1)), *[0] * 8]
-    assert_close(summary[0], torch.tensor(expected, dtype=torch.float32))
+def test_a_summary_tells_level_extremes_trend_count_and_recency():
+    part = labs((0, -5.0, 0, 2.0, 0), (0, -3.0, 0, 8.0, 1), (0, -1.0, 0, 5.0, 2), (0, -1.0, 1, 4.0, 2))
+    table = summary_table(lab_grid(part, 1, 3), part)[0]
+    expected = {
+        "mean": 5,
+        "lowest": 2,
+        "highest": 8,
+        "first": 2,
+        "last": 5,
+        "spread": np.std([2, 8, 5]),
+        "slope": 24 * np.polyfit([-5, -3, -1], [2, 8, 5], 1)[0],
+        "count": np.log1p(3),
+        "recency": 1 / (1 + np.log1p(1)),
+    }
+    assert tuple(expected) == STATISTICS
+    assert_close(table[0], torch.tensor(list(expected.values()), dtype=torch.float32))
+    # One measurement has no slope, and none has nothing but its count.
+    assert table[1].isnan().tolist() == [name == "slope" for name in STATISTICS]
+    assert table[2].isnan().tolist() == [name != "count" for name in STATISTICS]
+    assert table[2, STATISTICS.index("count")] == 0
+
+
+def test_summary_features_are_standardised_on_training_samples_and_bend_at_their_quantiles():
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(400, 2, len(STATISTICS), generator=generator)
+    table[::3, 1] = torch.nan
+    features = SummaryFeatures(2)
+    features.fit(table)
+    told = features(table)
+    assert told.shape == (400, features.features)
+    assert_close(told.mean(0), torch.zeros(features.features), atol=1e-4, rtol=0)
+    varying = told.std(0) > 0.01
+    assert_close(told.std(0, correction=0)[varying], torch.ones(int(varying.sum())), atol=1e-4, rtol=0)
+    assert_close(features.knots[0, :, 2], table[:, 0].median(0).values, atol=0.02, rtol=0)
+    # A wild value moves its features no further than any that lies beyond the last quantile.
+    wild = table.clone()
+    wild[0, 0] = 1e6
+    assert features(wild).abs().max() < 12
 
 
 def test_training_patients_without_labs_still_give_an_encoder(hospital):
@@ -703,6 +737,7 @@ def test_image_settings_out_of_range_are_refused(wrong, match):
         ({"layers": 0}, "layers 0"),
         ({"dropout": 1.0}, r"dropout 1\.0"),
         ({"dropout": -0.1}, r"dropout -0\.1"),
+        ({"summary_dropout": 1.0}, r"summary_dropout is 1\.0"),
         ({"rare": 0}, "rare is 0"),
         ({"resolution": 0.0}, r"resolution 0\.0"),
         ({"steps": 0}, "steps 0"),
