@@ -23,7 +23,9 @@ class CrossAttentionFusion(nn.Module):
         depth: blocks; each reads the tokens once.
         heads: attention heads; they divide the width.
         latents: queries besides the outcomes', which carry what outcomes share.
-        dropout: probability that a hidden unit is dropped in training.
+        dropout: probability that a hidden unit of a block is dropped in training.
+        gist_dropout: the same for a modality's gist, of which less can be spared: what is dropped there is
+            evidence, and the more of it the less the model trusts any.
 
     Raises:
         InputError: sizes that do not agree.
@@ -37,18 +39,25 @@ class CrossAttentionFusion(nn.Module):
     """
 
     def __init__(
-        self, width: int = 256, *, depth: int = 2, heads: int = 8, latents: int = 4, dropout: float = 0.1
+        self,
+        width: int = 256,
+        *,
+        depth: int = 2,
+        heads: int = 8,
+        latents: int = 4,
+        dropout: float = 0.1,
+        gist_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         if width < 1 or heads < 1 or width % heads:
             raise InputError(f"width is {width} and heads {heads}; expected heads that divide the width.")
-        if depth < 1 or latents < 0 or not 0 <= dropout < 1:
+        if depth < 1 or latents < 0 or not 0 <= dropout < 1 or not 0 <= gist_dropout < 1:
             raise InputError(
-                f"depth is {depth}, latents {latents} and dropout {dropout}; expected at least 1, at least 0, "
-                "and 0 to below 1."
+                f"depth is {depth}, latents {latents}, dropout {dropout} and gist_dropout {gist_dropout}; expected at "
+                "least 1, at least 0, and 0 to below 1."
             )
         self.width, self.depth, self.heads = width, depth, heads
-        self.latents, self.dropout = latents, dropout
+        self.latents, self.dropout, self.gist_dropout = latents, dropout, gist_dropout
         self.widths: dict[str, int] = {}
         self.outcomes = 0
 
@@ -60,12 +69,12 @@ class CrossAttentionFusion(nn.Module):
         self.gist = nn.ModuleDict({name: nn.Linear(self.width, self.width) for name in widths})
         self.factor = nn.ModuleDict({name: nn.Linear(self.width, self.width, bias=False) for name in widths})
         self.pairs = nn.Linear(self.width, self.width)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = nn.Dropout(self.gist_dropout)
         self.token_norm = nn.LayerNorm(self.width)
         self.blocks = nn.ModuleList([_Block(self.width, self.heads, self.dropout) for _ in range(self.depth)])
 
     def describe(self) -> dict[str, object]:
-        names = ("width", "depth", "heads", "latents", "dropout")
+        names = ("width", "depth", "heads", "latents", "dropout", "gist_dropout")
         return {name: getattr(self, name) for name in names}
 
     def forward(self, tokens: Mapping[str, Tokens], *, attention: bool = False) -> FusedState:

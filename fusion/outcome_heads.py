@@ -30,6 +30,9 @@ class Risk(NamedTuple):
 class OutcomeHeads(nn.Module):
     """One linear head an outcome.
 
+    It reads the state as it is, not brought to one length: what modalities say adds up in the log-odds, and
+    a norm would take from each what the others add.
+
     Args:
         kinds: the outcomes, in the order of `Batch.outcomes`.
         width: of the fused state.
@@ -38,9 +41,7 @@ class OutcomeHeads(nn.Module):
     def __init__(self, kinds: Mapping[str, OutcomeKind], width: int) -> None:
         super().__init__()
         self.kinds = dict(kinds)
-        self.heads = nn.ModuleList(
-            [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, kind.logits)) for kind in kinds.values()]
-        )
+        self.heads = nn.ModuleList([nn.Linear(width, kind.logits) for kind in kinds.values()])
         # Continuous outcomes are learned in standard deviations from the training patients' mean.
         self.register_buffer("mean", torch.zeros(len(kinds)))
         self.register_buffer("std", torch.ones(len(kinds)))
@@ -59,7 +60,7 @@ class OutcomeHeads(nn.Module):
             own = outcomes[known[:, i], i]
             if not len(own):
                 continue
-            bias = self.heads[i][-1].bias
+            bias = self.heads[i].bias
             if kind == "continuous":
                 self.mean[i], self.std[i] = own.mean(), own.std(correction=0).clamp(min=1e-6)
                 bias.zero_()
@@ -70,7 +71,7 @@ class OutcomeHeads(nn.Module):
             if balanced:
                 self.class_weight[i, :classes] = 1 / (classes * share)
                 share = torch.full_like(share, 1 / classes)
-            # The untrained head predicts the outcome's rate, so that training starts from there.
+            # Of a state that says nothing the untrained head predicts the rate of the outcome: training starts there.
             bias.copy_(share.log() if kind == "categorical" else (share[1:] / share[:1]).log())
 
     def forward(self, state: FusedState) -> Risk:

@@ -307,6 +307,7 @@ def test_concatenation_has_no_attention_and_says_so():
         ({"heads": 0}, "heads 0"),
         ({"depth": 0}, "depth is 0"),
         ({"latents": -1}, "latents -1"),
+        ({"gist_dropout": 1.0}, "gist_dropout 1.0"),
         ({"dropout": 1.0}, r"dropout 1\.0"),
     ],
 )

@@ -163,7 +163,7 @@ def test_a_sample_of_which_nothing_is_known_is_refused_and_says_why(model, cohor
 def test_a_risk_that_is_not_finite_is_refused(model, cohort, wrong):
     broken = copy.deepcopy(model)
     with torch.no_grad():
-        broken.heads.heads[0][-1].bias.fill_(wrong)
+        broken.heads.heads[0].bias.fill_(wrong)
     table = predict(broken, cohort)
     died, nothing = table["outcome"] == "died", table["subject_id"] == 0
     assert (table["status"][died & ~nothing] == NOT_FINITE).all()

@@ -135,9 +135,9 @@ def test_training_starts_from_the_rate_of_each_class_or_from_even_odds(labels, b
     values, known = labels
     heads = OutcomeHeads(KINDS, WIDTH)
     heads.fit_scales(values, known, balanced=balanced)
-    # A state without variance leaves nothing but the bias behind the norm.
+    # A state of zeros leaves nothing but the bias.
     with torch.no_grad():
-        risk = heads(FusedState(torch.ones(1, 3, WIDTH))).value[0]
+        risk = heads(FusedState(torch.zeros(1, 3, WIDTH))).value[0]
     died, stage, days = (values[known[:, i], i] for i in range(3))
     rate = [0.5] if balanced else [died.mean().item()]
     shares = [1 / 3] * 3 if balanced else [(stage == k).float().mean().item() for k in range(3)]
@@ -148,7 +148,7 @@ def test_a_class_that_no_training_patient_had_starts_rare_and_not_impossible():
     heads = OutcomeHeads({"stage": KINDS["stage"]}, WIDTH)
     heads.fit_scales(torch.tensor([[0.0], [0], [1], [1]]), torch.ones(4, 1, dtype=torch.bool), balanced=False)
     with torch.no_grad():
-        risk = heads(FusedState(torch.ones(1, 1, WIDTH))).value[0]
+        risk = heads(FusedState(torch.zeros(1, 1, WIDTH))).value[0]
     # Shares of 2, 2 and half a patient of four and a half.
     assert risk.tolist() == pytest.approx([2 / 4.5, 2 / 4.5, 0.5 / 4.5], rel=1e-4)
 
@@ -180,6 +180,6 @@ def test_a_logit_that_is_not_finite_gives_no_risk(heads, wrong):
     values = torch.zeros(2, 3, WIDTH)
     with torch.no_grad():
         for i in range(3):
-            heads.heads[i][-1].bias[:] = torch.tensor([wrong, 0.0, 0.0])[: len(heads.heads[i][-1].bias)]
+            heads.heads[i].bias[:] = torch.tensor([wrong, 0.0, 0.0])[: len(heads.heads[i].bias)]
         risk = heads(FusedState(values))
     assert risk.value.isnan().all()

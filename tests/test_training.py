@@ -124,8 +124,8 @@ def test_balancing_starts_from_even_odds_and_weighs_the_rare_class_more(patients
     n = len(train)
     weight = model.heads.class_weight[0, :2].tolist()
     assert weight == pytest.approx([n / (2 * (n - 2)), n / (2 * 2)], rel=1e-5)
-    assert model.heads.heads[0][-1].bias.item() == pytest.approx(0, abs=1e-6)
-    assert plain.heads.heads[0][-1].bias.item() == pytest.approx(math.log(2 / (n - 2)), abs=1e-5)
+    assert model.heads.heads[0].bias.item() == pytest.approx(0, abs=1e-6)
+    assert plain.heads.heads[0].bias.item() == pytest.approx(math.log(2 / (n - 2)), abs=1e-5)
     assert plain.heads.class_weight[0, :2].tolist() == [1, 1]
 
 
