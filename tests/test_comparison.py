@@ -104,8 +104,11 @@ def test_models_that_are_trained_two_at_a_time_are_those_that_are_trained_in_tur
     parts = whole.split((0.6, 0.2, 0.2), seed=0)
     recipe = SimpleNamespace(training=lambda: {"epochs": 2, "seed": 0})
 
+    def small(fusion: ConcatenationFusion) -> FusionModel:
+        return FusionModel(static=StaticEncoder(8), fusion=fusion, outcomes={"died": "binary"})
+
     def trained(jobs: int) -> Comparison:
-        plan = {name: FusionModel(static=StaticEncoder(8), outcomes={"died": "binary"}) for name in ("fused", "other")}
+        plan = {name: small(ConcatenationFusion(8)) for name in ("fused", "other")}
         made = compare(recipe, parts, plan, resamples=0, jobs=jobs, say=lambda _: None)
         # The recipe's own model comes back from the other process.
         assert plan["fused"].is_built
