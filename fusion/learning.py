@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..encoders import Tuned
 from .model import FusionModel
@@ -71,27 +71,41 @@ def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> 
     return torch.optim.AdamW(groups.values(), lr=rate)
 
 
-def moving_average(model: FusionModel, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights that learn; those that never do are the model's own.
+class MovingAverage(nn.Module):
+    """An exponential moving average of a model's weights and statistics; those that never learn are the model's own.
 
     It forgets its beginning quickly: short runs do not keep random weights.
+
+    Args:
+        model: built, and on the device on which it is trained.
+        decay: an update, of what was kept; 0 keeps the last weights themselves.
     """
 
-    def average(kept: Tensor, new: Tensor, updates: Tensor) -> Tensor:
-        own = min(decay, (1 + int(updates)) / (10 + int(updates)))
-        return torch.lerp(new, kept, own) if kept.is_floating_point() else new
+    def __init__(self, model: FusionModel, decay: float) -> None:
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(model), decay
+        self.register_buffer("n_averaged", torch.tensor(0))
+        fixed, weights = fixed_weights(model), dict(model.named_parameters())
+        for name, weight in self.module.named_parameters():
+            if name in fixed:
+                weight.data = weights[name].data
+        # Found once: walking through all modules at every update takes longer than averaging.
+        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
+        self._weights = [(kept, new) for kept, new in pairs if kept.data_ptr() != new.data_ptr()]
+        modules = zip(self.module.modules(), model.modules(), strict=True)
+        self._buffers_of = [(kept._buffers, new._buffers) for kept, new in modules if new._buffers]
 
-    def average_all(kept: list[Tensor], new: list[Tensor], updates: Tensor) -> None:
-        for own, theirs in zip(kept, new, strict=True):
-            if own.data_ptr() != theirs.data_ptr():
-                own.copy_(average(own, theirs, updates))
-
-    averaged = AveragedModel(model, multi_avg_fn=average_all, use_buffers=True)
-    fixed, weights = fixed_weights(model), dict(model.named_parameters())
-    for name, weight in averaged.module.named_parameters():
-        if name in fixed:
-            weight.data = weights[name].data
-    return averaged
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the model's present weights into the average."""
+        updates = int(self.n_averaged)
+        own = min(self.decay, (1 + updates) / (10 + updates)) if updates else 0.0
+        buffers = (
+            (kept[name], value) for kept, new in self._buffers_of for name, value in new.items() if value is not None
+        )
+        for kept, new in (*self._weights, *buffers):
+            kept.copy_(torch.lerp(new, kept, own) if own and kept.is_floating_point() else new)
+        self.n_averaged += 1
 
 
 def copied_weights(model: nn.Module, fixed: frozenset[str]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from .artifact import write_whole
 from .checkpoint import History, TrainingState, resume, write_checkpoint
 from .frozen_tokens import Samples, TokenKeeper
 from .inference import infer, to_device
-from .learning import copied_weights, fixed_weights, make_optimizer, moving_average, tell_tuning, thaw
+from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, tell_tuning, thaw
 from .metrics import best_threshold
 from .model import FusionModel
 from .processes import from_main_process, make_accelerator, share_weights
@@ -188,7 +188,7 @@ def _set_up(
     rule = make_optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
     schedule = _schedule(rule, steps * settings.epochs, settings.warmup)
     network, rule = accelerator.prepare(model, rule)
-    averaged = moving_average(model, settings.average)
+    averaged = MovingAverage(model, settings.average)
     return network, TrainingState(model, averaged, rule, schedule, best=copied_weights(model, fixed), fixed=fixed)
 
 
@@ -243,7 +243,7 @@ def _train_epoch(
         state.rule.step()
         state.schedule.step()
         state.rule.zero_grad()
-        state.averaged.update_parameters(state.model)
+        state.averaged.update()
         total, count = total + everyone[0].item(), count + everyone[1].item()
         advance(1)
     return total / max(count, 1)

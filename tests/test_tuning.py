@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from chiasm.datasets import Cohort, InputError
+from chiasm.datasets.note_reader import train_wordpiece
 from chiasm.datasets.prepared import prepare
 from chiasm.encoders import Encoder, ImageEncoder, NoteEncoder, Tuned, Tuning
 from chiasm.encoders.tuning import PRETRAINED_RATE, STAGES, layer_depths
 from chiasm.fusion import CrossAttentionFusion, FusionModel, fit, predict, training
-from chiasm.fusion.learning import make_optimizer, tell_tuning, thaw
-from safetensors.torch import load_file
+from chiasm.fusion.learning import MovingAverage, make_optimizer, tell_tuning, thaw
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel, DistilBertConfig
 
 WORDS = ("full", "frozen", "gradual", "layerwise", "lora:4")
@@ -333,3 +336,71 @@ def test_layers_of_another_family_are_found_too(cohort):
     distilled = DistilBertConfig(dim=32, n_layers=3, n_heads=2, hidden_dim=32, max_position_embeddings=64)
     encoder = built(NoteEncoder(distilled, length=32, overlap=4, tuning="layerwise:0.5"), cohort)
     assert set(learning_shares(encoder).values()) == {0.125, 0.25, 0.5, 1.0}
+
+
+# As it stands in the README.
+EXAMPLE = """
+from chiasm.datasets import Cohort
+from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder
+from chiasm.fusion import FusionModel, fit
+
+cohort = Cohort.read("hospital/").with_store("prepared/")  # decoded images and kept tokens live here
+train, valid, test = cohort.split((0.7, 0.1, 0.2), seed=0)
+
+model = FusionModel(
+    image=ImageEncoder("cnn/", pretrained=True, tuning="frozen"),  # a local folder, or a name of the hub
+    notes=NoteEncoder("bert/", tuning="lora:8"),
+    labs=LabEncoder(),
+    outcomes=cohort.outcome_kinds,
+)
+history = fit(model, train, valid, epochs=20)
+print(history.tuning)  # how many weights of each network learn, and what was kept where
+"""
+
+
+def test_the_worked_example_runs(tmp_path, monkeypatch, capsys):
+    from chiasm.datasets.synthetic import write_hospital
+
+    write_hospital(tmp_path / "hospital", patients=60, seed=1, image_size=64)
+    (tmp_path / "cnn").mkdir()
+    (tmp_path / "cnn" / "config.json").write_text('{"architecture": "test_resnet"}')
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "cnn" / "model.safetensors")
+    tokenizer = train_wordpiece(["fever cough clear lungs", "no effusion"] * 2, 100)
+    BertModel(BertConfig.from_dict(BERT.to_dict() | {"vocab_size": tokenizer.get_vocab_size()})).save_pretrained(
+        tmp_path / "bert"
+    )
+    tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
+    (tmp_path / "bert" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    assert EXAMPLE.count("epochs=20") == 1
+    exec(compile(EXAMPLE.replace("epochs=20", "epochs=1"), "example", "exec"), names)
+    told = names["history"].tuning
+    assert "image: frozen" in capsys.readouterr().out
+    assert told[0].startswith("image: frozen; ")
+    assert told[1].startswith("notes: lora; ")
+    assert "kept in the store" in told[2]
+    assert list((tmp_path / "prepared").glob("tokens-image-*"))
+    assert not list((tmp_path / "prepared").glob("tokens-notes-*"))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_moving_average_is_that_of_torch_and_shares_what_never_learns(decay):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    model[0].bias.requires_grad_(False)
+
+    def average(kept, new, updates):
+        own = min(decay, (1 + int(updates)) / (10 + int(updates)))
+        return torch.lerp(new, kept, own) if kept.is_floating_point() else new
+
+    ours, theirs = MovingAverage(model, decay), AveragedModel(model, avg_fn=average, use_buffers=True)
+    for _ in range(4):
+        torch.nn.init.normal_(model[0].weight)
+        # A module may put another tensor in the place of a buffer.
+        model[1].running_mean = torch.randn(4)
+        model(torch.randn(8, 3))
+        ours.update()
+        theirs.update_parameters(model)
+    assert same(ours.state_dict(), theirs.state_dict())
+    assert ours.module[0].bias.data_ptr() == model[0].bias.data_ptr()
+    assert ours.module[0].weight.data_ptr() != model[0].weight.data_ptr()
