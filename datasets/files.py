@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,4 +102,11 @@ def _read_events(name: str, path: Path, asked: Asked) -> Excerpt:
 def resolve_paths(paths: pd.Series, folder: Path) -> pd.Series:
     """Image paths as absolute ones; relative ones are taken from the folder of the table."""
     home = folder.resolve()
-    return paths.map(lambda path: path if pd.isna(path) or "://" in str(path) else str(home / str(path)))
+
+    def resolved(path: object) -> object:
+        # What is no text at all is refused by the cohort.
+        if not isinstance(path, (str, PathLike, Number)) or pd.isna(path) or "://" in str(path):
+            return path
+        return str(home / str(path))
+
+    return paths.map(resolved)

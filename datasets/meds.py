@@ -257,8 +257,8 @@ def read_undivided(kind: type[Cohort], folder: Path, settings: Mapping[str, obje
     require_history(settings.get("history"))
     shards = require_shards(folder)
     known = _read_layout(folder / "metadata" / "chiasm.json")
-    outcomes, kinds = read_labels(folder, known.get("outcomes"))
     with naming_folder(folder):
+        outcomes, kinds = read_labels(folder, known.get("outcomes"))
         asked = Asked(outcomes, history=settings.get("history"), invalid=settings.get("invalid", "raise"))
         tables = read_events(folder, shards, asked)
         if known:

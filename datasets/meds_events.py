@@ -182,16 +182,22 @@ def _images(events: pa.Table, folder: Path) -> pd.DataFrame:
 _AS_TABLE = {"labs": _labs, "notes": _notes, "images": _images}
 
 
-def _detail(code: pd.Series) -> pd.Series:
-    return code.astype("str").str.split("//", n=1).str.get(1)
+def _words(codes: pd.Series) -> pd.Series:
+    """Text, also where all of it is missing."""
+    return pd.Series(codes.to_numpy(object), index=codes.index, dtype="str")
+
+
+def _detail(codes: pd.Series) -> pd.Series:
+    """What stands behind the first `//`; missing where there is none."""
+    return _words(codes).str.extract(r"//((?s:.*))", expand=False)
 
 
 def _static_table(facts: pd.DataFrame) -> pd.DataFrame:
     """Facts without a time as one row a patient; a code such as `GENDER//F` alone is a category."""
-    column = facts["code"].astype("str").str.removeprefix(f"{STATIC}//")
+    column = _words(facts["code"]).str.removeprefix(f"{STATIC}//")
     bare = facts["numeric_value"].isna() & facts["text_value"].isna()
-    category = column.str.split("//", n=1).str.get(1).astype("str").where(bare)
-    column = column.where(~bare, column.str.split("//", n=1).str.get(0))
+    category = _detail(column).where(bare)
+    column = column.where(~bare, column.str.extract(r"^((?s:.*?))(?://|\Z)", expand=False))
     value = facts["numeric_value"].astype(object).where(facts["numeric_value"].notna(), facts["text_value"])
     value = value.where(~bare, category.fillna("present"))
     long = pd.DataFrame({"subject_id": facts["subject_id"], "column": column, "value": value})

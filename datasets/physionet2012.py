@@ -10,6 +10,7 @@ import pandas as pd
 
 from .cohort import Cohort
 from .errors import InputError
+from .files import naming_folder
 from .physionet2012_files import SETS, Events, read_outcomes, read_set
 
 __all__ = ["read_physionet2012"]
@@ -90,7 +91,12 @@ def read_physionet2012(folder: str | Path, *, sets: Sequence[str] = ("a",)) -> C
         39:245-248 (2012), https://physionet.org/content/challenge-2012/1.0.0/
     """
     letters = _checked_sets(sets)
-    parts = [read_set(Path(folder), letter) for letter in letters]
+    with naming_folder(Path(folder)):
+        return _read(Path(folder), letters)
+
+
+def _read(folder: Path, letters: Sequence[str]) -> Cohort:
+    parts = [read_set(folder, letter) for letter in letters]
     died = pd.concat([outcomes for _, outcomes in parts])
     if died.index.has_duplicates:
         raise InputError(
@@ -161,10 +167,12 @@ def _settle(events: Events) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]
         left_out[f"impossible values of {name}"] = len(rows)
 
     series = usable & ~is_descriptor & ~events.named("RecordID")
-    minutes = events.minutes[series].astype("timedelta64[m]")
+    microseconds = events.minutes[series].astype(np.int64)
+    microseconds *= 60_000_000
+    microseconds += ADMISSION.to_numpy().astype("datetime64[us]").view(np.int64)
     labs = {
         "subject_id": events.record[series],
-        "time": ADMISSION.to_datetime64() + minutes.astype("timedelta64[us]"),
+        "time": microseconds.view("datetime64[us]"),
         "code": pd.Categorical.from_codes(events.parameter[series], events.names),
         "value": events.value[series],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from pyarrow import csv
 
 from .errors import InputError
 from .files import read_table
+from .tables import LARGEST_LAB_VALUE
 
 SETS = ("a", "b", "c")
 
@@ -32,7 +33,7 @@ class Events(NamedTuple):
     record: np.ndarray
     """int64 `[row]`."""
     minutes: np.ndarray
-    """int64 `[row]`, since admission."""
+    """int32 or int64 `[row]`, since admission."""
     parameter: np.ndarray
     """`[row]`: a position in `names`, in as few bytes as will do."""
     value: np.ndarray
@@ -73,13 +74,13 @@ def read_set(folder: Path, letter: str) -> tuple[Events, pd.Series]:
     if not home.is_dir():
         have = ", ".join(f"set-{other}" for other in SETS if (folder / f"set-{other}").is_dir()) or "none of the sets"
         raise InputError(f"There is no folder {home}; {folder} holds {have}. Check the path, or ask for another set.")
-    parquet, texts = home / "events.parquet", sorted(home.glob("[0-9]*.txt"), key=str)
+    parquet, texts = home / "events.parquet", _records_in(home)
     if parquet.is_file() and texts:
         raise InputError(f"{home} has both events.parquet and text files. Remove one of them.")
     if parquet.is_file():
         events = _parquet_events(parquet)
     elif texts:
-        events = _text_events(texts)
+        events = _text_events(home, texts)
     else:
         raise InputError(f"{home} has neither events.parquet nor record files such as 132539.txt. Put them there.")
     outcomes = read_outcomes(folder, letter)
@@ -90,6 +91,11 @@ def read_set(folder: Path, letter: str) -> tuple[Events, pd.Series]:
             "Take both from one release, or move those records elsewhere."
         )
     return events, outcomes
+
+
+def _records_in(home: Path) -> list[str]:
+    """The names of the record files, in order."""
+    return sorted(name for name in os.listdir(home) if name[0].isdigit() and name.endswith(".txt"))
 
 
 def read_outcomes(folder: Path, letter: str) -> pd.Series:
@@ -122,45 +128,61 @@ def _parquet_events(path: Path) -> Events:
     return Events(record, minutes, parameter, table["value"].to_numpy(np.float32), names, pd.unique(record))
 
 
-def _text_events(paths: Sequence[Path]) -> Events:
+def _text_events(home: Path, names: Sequence[str]) -> Events:
     """Events of many record files, in file order, parsed as one text.
 
-    No work is left for each file but reading it and counting lines. Only when the whole cannot be
-    parsed are the files gone through line by line, to name the line.
+    No work is left for each file but reading it. Only when the whole is not as expected are the files gone
+    through line by line, to name the line.
     """
-    texts = [_text(path) for path in paths]
-    counts = np.array([text.count(b"\n") for text in texts])
-    lines = _parse_together(texts, counts)
+    texts = [_text(home, name) for name in names]
+    lines = _parse_together(texts)
     if lines is None:
-        raise next(_malformed_lines(paths, texts))
-    minutes, parameter, value, names = lines
-    ids = np.flatnonzero(parameter == names.index("RecordID")) if "RecordID" in names else np.zeros(0, np.int64)
-    of_file = np.searchsorted(np.cumsum(counts), ids, "right")
-    stated = value[ids].astype(np.int64)
-    for place, (path, low) in enumerate(zip(paths, np.searchsorted(of_file, np.arange(len(paths))), strict=True)):
-        if of_file[low : low + 2].tolist().count(place) != 1 or str(stated[low]) != path.stem:
-            raise InputError(f"{path} does not state its own name as RecordID, once. Restore the published file.")
-    return Events(np.repeat(stated, counts), minutes, parameter, value.astype(np.float32), names, stated[counts > 1])
+        raise next(_malformed_lines(home, names, texts))
+    minutes, parameter, value, words = lines
+    # The first line of each file states its record.
+    first = np.flatnonzero(parameter == words.index("RecordID")) if "RecordID" in words else np.zeros(0, np.int64)
+    stated = value[first].astype(np.int64)
+    if [f"{record}.txt" for record in stated.tolist()] != list(names) or not _opened_by(texts):
+        raise _misnamed(home, names, texts)
+    counts = np.diff(first, append=len(value))
+    return Events(np.repeat(stated, counts), minutes, parameter, value.astype(np.float32), words, stated[counts > 1])
 
 
-def _text(path: Path) -> bytes:
+def _text(home: Path, name: str) -> bytes:
+    path = f"{home}/{name}"
     try:
-        return path.read_bytes().rstrip()
+        # A tenth of all time would go into `Path.read_bytes`.
+        with open(path, "rb", 0) as file:
+            return file.read().rstrip()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}). Check the file and its permissions.") from error
 
 
-def _parse_together(texts: Sequence[bytes], counts: np.ndarray) -> tuple | None:
-    """Minutes, numbers and names of parameters, and values of all lines; None if any line is malformed.
+def _opened_by(texts: Sequence[bytes]) -> bool:
+    """Whether the record stands in the first line below the header of each file."""
+    return all(text.split(b"\n", 2)[1].split(b",")[1] == b"RecordID" for text in texts)
 
-    Args:
-        texts: whole files.
-        counts: the lines of each below its header.
-    """
-    heads = {text[: len(HEADER) + 2].split(b"\n")[0].rstrip(b"\r") for text in texts}
-    if heads != {HEADER.encode()} or counts.min() == 0:
+
+def _misnamed(home: Path, names: Sequence[str], texts: Sequence[bytes]) -> InputError:
+    """The first file that does not state its own name first, once."""
+    for name, text in zip(names, texts, strict=True):
+        lines = [line.split(b",") for line in text.splitlines()[1:]]
+        stated = [cells[2].strip() for cells in lines if cells[1] == b"RecordID"]
+        if len(stated) != 1 or lines[0][1] != b"RecordID" or f"{int(float(stated[0]))}.txt" != name:
+            break
+    return InputError(
+        f"{home / name} does not state its own name as RecordID, in its first line alone. Restore the published file."
+    )
+
+
+def _parse_together(texts: Sequence[bytes]) -> tuple | None:
+    """Minutes, numbers and names of parameters, and values of all lines; None if any line is malformed."""
+    # In CSV, lines end in LF or in CR and LF.
+    heads = {len(HEADER) + len(end): f"{HEADER}{end}".encode() for end in ("\n", "\r\n")}
+    below = [next((size for size, head in heads.items() if text.startswith(head)), 0) for text in texts]
+    if not all(below):
         return None
-    lines = b"\n".join(text.partition(b"\n")[2] for text in texts)
+    lines = b"\n".join([memoryview(text)[start:] for text, start in zip(texts, below, strict=True)])
     columns = {"time": _WORDS, "parameter": _WORDS, "value": pa.float64()}
     try:
         table = csv.read_csv(
@@ -176,9 +198,12 @@ def _parse_together(texts: Sequence[bytes], counts: np.ndarray) -> tuple | None:
     clocks = [_TIME.fullmatch(clock) for clock in time.dictionary.to_pylist()]
     names, value = parameter.dictionary.to_pylist(), value.to_numpy()
     named = all(_PARAMETER.fullmatch(name) for name in names)
-    if len(value) != counts.sum() or not all(clocks) or not named or not np.isfinite(value).all():
+    # NaN is not in the range either.
+    possible = value.min(initial=0) >= -LARGEST_LAB_VALUE and value.max(initial=0) <= LARGEST_LAB_VALUE
+    # A lone CR ends a line for the parser alone.
+    if not all(clocks) or not named or not possible or len(value) != lines.count(b"\n") + 1:
         return None
-    minutes = np.array([60 * int(clock[1]) + int(clock[2]) for clock in clocks], np.int64)
+    minutes = np.array([60 * int(clock[1]) + int(clock[2]) for clock in clocks], np.int32)
     return (
         minutes[time.indices.to_numpy()],
         parameter.indices.to_numpy().astype(np.min_scalar_type(len(names))),
@@ -187,8 +212,8 @@ def _parse_together(texts: Sequence[bytes], counts: np.ndarray) -> tuple | None:
     )
 
 
-def _malformed_lines(paths: Sequence[Path], texts: Sequence[bytes]) -> Iterator[InputError]:
-    for path, text in zip(paths, texts, strict=True):
+def _malformed_lines(home: Path, names: Sequence[str], texts: Sequence[bytes]) -> Iterator[InputError]:
+    for path, text in ((home / name, text) for name, text in zip(names, texts, strict=True)):
         header, *lines = text.decode(errors="replace").replace("\r\n", "\n").split("\n")
         if header != HEADER or not lines:
             yield InputError(f"{path}, line 1: expected the header {HEADER} and lines below it. Restore the file.")
@@ -207,8 +232,8 @@ def _problem(line: str) -> str | None:
         return "the time is not hours and minutes since admission (HH:MM)"
     if not _PARAMETER.fullmatch(cells[1]):
         return "the parameter is not a plain name of letters and digits"
-    if not _VALUE.fullmatch(cells[2]) or not math.isfinite(float(cells[2])):
-        return "the value is not a finite number"
+    if not _VALUE.fullmatch(cells[2]) or not abs(float(cells[2])) <= LARGEST_LAB_VALUE:
+        return f"the value is not a finite number up to {LARGEST_LAB_VALUE:.0e}"
     return None
 
 

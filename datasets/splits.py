@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .cohort import Cohort
 
 MEDS_SPLITS = ("train", "tuning", "held_out")
+_OTHER_SPLITS = ("dev", "development", "eval", "heldout", "holdout", "test", "training", "val", "valid", "validation")
 _PART_NAMES = {2: ("train", "test"), 3: ("train", "valid", "test")}
 
 
@@ -158,9 +159,9 @@ def as_subject_splits(table: pd.DataFrame, like: pd.Series) -> pd.Series:
     table = table.reset_index(drop=True)
     words = set(as_words(table["split"]).text)
     if not words <= set(MEDS_SPLITS):
-        # A name of a split is short; what is not may be anything.
-        other = ", ".join(sorted(word for word in words - {*MEDS_SPLITS, ""} if len(word) <= 20)[:5])
-        other = other or ("a blank" if "" in words else "long texts")
+        # Of words that no division uses it is not known whose they are.
+        other = ", ".join(sorted(word for word in words if word.lower() in _OTHER_SPLITS))
+        other = other or ("a blank" if "" in words else "other words")
         raise InputError(f"The split table has {other}; expected the words {', '.join(MEDS_SPLITS)} alone.")
     check = TableCheck("split table", len(table), "raise")
     ids = subject_names(table["subject_id"], check)

@@ -110,33 +110,39 @@ def sorted_events(events: pd.DataFrame | None) -> pd.DataFrame | None:
     first = ["subject_id", "available_at", "time", "code", "value"]
     keys = [column for column in first if column in events.columns]
     keys += [column for column in events.columns if column not in first]
-    order = _order([events[key] for key in keys])
-    if order is None:
+    order, stay = _order([events[key] for key in keys])
+    if stay == len(keys):
         return events.reset_index(drop=True)
-    return pd.DataFrame({name: events[name].array.take(order) for name in events.columns}, copy=False)
+    columns = {name: events[name].array for name in events.columns}
+    moved = {name: cells.take(order) for name, cells in columns.items() if name not in keys[:stay]}
+    return pd.DataFrame(columns | moved, copy=False)
 
 
-def _order(columns: Sequence[pd.Series]) -> np.ndarray | None:
-    """The rows by the first column, those that tie in it by the second, and so on; None where they lie so.
+def _order(columns: Sequence[pd.Series]) -> tuple[np.ndarray, int]:
+    """The rows by the first column, those that tie in it by the second, and so on.
 
     Events mostly come by patient and time, and few tie in what follows, so that no more is sorted
     than is out of order.
+
+    Returns:
+        The order, and how many of the first columns are the same in it as they lie.
     """
-    order, moved = np.arange(len(columns[0])), False
+    order, stay = np.arange(len(columns[0])), len(columns)
     # Whether a row ties, in all columns so far, with the one before it.
     ties = np.ones(len(order), bool)
     ties[:1] = False
-    for column in columns:
+    for number, column in enumerate(columns):
         if not ties.any():
             break
+        moved = stay < len(columns)
         tied = slice(None) if ties.mean() > 0.5 else np.flatnonzero(ties | np.append(ties[1:], False))
         rank = _rank(column.take(order[tied]) if moved or ties.mean() <= 0.5 else column)
         within = ties[tied][1:]
         if (within & (rank[1:] < rank[:-1])).any():
             by = _by_group(np.cumsum(np.append(False, ~within)), rank)
-            order[tied], rank, moved = order[tied][by], rank[by], True
+            order[tied], rank, stay = order[tied][by], rank[by], min(stay, number)
         ties[tied] = np.append(False, within & (rank[1:] == rank[:-1]))
-    return order if moved else None
+    return order, stay
 
 
 def _by_group(group: np.ndarray, rank: np.ndarray) -> np.ndarray:

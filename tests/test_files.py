@@ -178,3 +178,9 @@ def test_bytes_and_lists_of_a_parquet_file_do_not_become_notes(tmp_path):
         )
         with pytest.raises(InputError, match="notes, data row 1: text is neither text nor a number"):
             Cohort.read(tmp_path)
+    (tmp_path / "notes.parquet").unlink()
+    pd.DataFrame({"subject_id": ["8"], "time": ["2031-05-17"], "path": [["a", "b"]]}).to_parquet(
+        tmp_path / "images.parquet"
+    )
+    with pytest.raises(InputError, match="images, data row 1: path is neither text nor a number"):
+        Cohort.read(tmp_path)

@@ -1,6 +1,7 @@
 """Mutated tables give a cohort of finite numbers or a refusal: no crash, hang, foreign exception or flood of memory.
 
-By hand, `python tests/test_fuzz_tables.py 10000` reads so many mutants in one process and prints what came of them.
+By hand, `python tests/test_fuzz_tables.py 10000` reads so many mutants in one process and prints what came of them;
+a second number is that of the first mutant, so that several processes may share the work.
 """
 
 from __future__ import annotations
@@ -333,12 +334,12 @@ def changed(name: str, data: bytes, own: random.Random) -> bytes:
     return chosen(data, own)
 
 
-def mutants(count: int) -> Iterator[tuple[str, Files]]:
-    """So many mutants of all sources in turn, each with the name of its source."""
+def mutants(count: int, first: int) -> Iterator[tuple[int, str, Files]]:
+    """So many mutants of all sources in turn, each with its number and the name of its source."""
     whole = {name: files() for name, (files, _) in SOURCES.items()}
-    for number in range(count):
+    for number in range(first, first + count):
         name = list(SOURCES)[number % len(SOURCES)]
-        yield name, mutated(whole[name], random.Random(number))
+        yield number, name, mutated(whole[name], random.Random(number))
 
 
 # What is watched
@@ -390,11 +391,11 @@ def outcome(read: Callable[[Path], Cohort], folder: Path) -> str:
     return "read"
 
 
-def run(count: int, scratch: Path, report: bool = False) -> Counter[tuple[str, str]]:
+def run(count: int, scratch: Path, *, first: int = 0, report: bool = False) -> Counter[tuple[str, str]]:
     """Read mutants one after the other; what came of each source, and every defect, which is printed."""
     found, slowest, largest = Counter(), (0.0, ""), (0, "")
     folder = scratch / "mutant"
-    for number, (name, files) in enumerate(mutants(count)):
+    for number, name, files in mutants(count, first):
         shutil.rmtree(folder, ignore_errors=True)
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -415,7 +416,7 @@ def run(count: int, scratch: Path, report: bool = False) -> Counter[tuple[str, s
         if result not in ("read", "refused"):
             print(f"mutant {number} ({name}): {result}", flush=True)
         if report and number % 500 == 499:
-            print(f"{number + 1} mutants, slowest {slowest}, largest {largest}", file=sys.stderr, flush=True)
+            print(f"mutant {number}, slowest {slowest}, largest {largest}", file=sys.stderr, flush=True)
     if report:
         print(f"slowest {slowest[0]:.2f} s ({slowest[1]}); most memory {largest[0] / 2**20:.0f} MiB ({largest[1]})")
     return found
@@ -430,7 +431,7 @@ def test_mutated_tables_give_finite_numbers_or_a_refusal(tmp_path: Path):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        counted = run(int(sys.argv[1]), Path(scratch), report=True)
+        counted = run(int(sys.argv[1]), Path(scratch), first=int([*sys.argv, 0][2]), report=True)
     for name in SOURCES:
         print(f"{name:>24}: " + ", ".join(f"{counted[name, end]} {end}" for end in ("read", "refused", "defect")))
     results = Counter()
