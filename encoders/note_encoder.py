@@ -131,9 +131,13 @@ class NoteEncoder(nn.Module):
         names = ("length", "overlap", "most", "word_dropout")
         settings = {name: getattr(self, name) for name in names} | {"tuning": str(self.tuning)}
         settings["pretrained"] = self.pretrained is not False
+        return {"settings": settings, "model": self.model, "reader": self.reader.state(), "config": self._told_config()}
+
+    def _told_config(self) -> dict[str, object]:
+        """The network's config as plain JSON values, without where it came from."""
         config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
         config.pop("_name_or_path", None)
-        return {"settings": settings, "model": self.model, "reader": self.reader.state(), "config": config}
+        return config
 
     def rebuild(self, description: Mapping[str, object]) -> None:
         from transformers import AutoConfig
@@ -161,7 +165,7 @@ class NoteEncoder(nn.Module):
         self.train(self.training)
 
     def identity(self) -> dict[str, object]:
-        return {"config": self.transformer.config.to_diff_dict(), "weights": weights_hash(self.transformer, {})}
+        return {"config": self._told_config(), "weights": weights_hash(self.transformer, {})}
 
     def encoded(self, part: Notes) -> Encoded:
         # Padding is masked by length; the transformer never attends to it.

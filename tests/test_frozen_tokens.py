@@ -204,6 +204,21 @@ def test_what_a_store_has_is_found_after_a_restart_by_any_part_of_the_cohort(hal
     assert not runs
 
 
+def test_a_model_that_was_saved_and_loaded_finds_what_was_kept(model, halves, tmp_path, runs):
+    train = halves[0].with_store(tmp_path / "store")
+    first = predict(model, train)
+    model.save(tmp_path / "model")
+    runs.clear()
+    assert predict(FusionModel.load(tmp_path / "model"), train).equals(first)
+    assert not runs
+
+
+def test_patients_without_images_and_notes_have_no_tokens(model, halves, tmp_path):
+    nobody = halves[0].with_tables("labs alone", images=None, notes=None).keep_with_input()
+    stored = nobody.with_store(tmp_path)
+    assert_allclose(predict(model, stored)["risk"], predict(model, nobody)["risk"], atol=1e-6)
+
+
 def test_a_killed_process_loses_what_it_had_in_hand_alone(model, halves, tmp_path, runs, monkeypatch):
     store, samples = Store.open(tmp_path), model.read(halves[0])
     monkeypatch.setattr(frozen_tokens, "_ROWS_A_CHUNK", 2)

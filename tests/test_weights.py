@@ -258,6 +258,16 @@ def test_a_transformer_may_have_the_words_of_a_model_and_weights_at_random(bert_
     assert {share for _, share in published.rates()} == {0.1}
 
 
+def test_what_a_network_is_known_by_does_not_depend_on_where_it_came_from(bert_folder, cohort):
+    encoder = note_encoder(bert_folder, cohort)
+    description = json.loads(json.dumps(encoder.describe()))
+    again = NoteEncoder(**description["settings"])
+    again.rebuild(description)
+    again.load_state_dict(encoder.state_dict())
+    assert again.identity() == encoder.identity()
+    assert str(bert_folder) not in json.dumps(encoder.identity())
+
+
 def test_half_precision_of_a_transformer_becomes_single(bert_folder, cohort):
     BertModel(config_of(bert_folder)).bfloat16().save_pretrained(bert_folder)
     own = note_encoder(bert_folder, cohort).transformer.state_dict()
