@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .checkpoint import History
     from .concatenation import ConcatenationFusion
     from .cross_attention import CrossAttentionFusion
+    from .ensemble import Ensemble
+    from .ensemble_training import fit_ensemble
     from .evaluation import Evaluation, evaluate, paired_difference
     from .inference import contributions, predict
     from .model import FusionModel
@@ -18,24 +20,28 @@ if TYPE_CHECKING:
 _HOME = {
     "ConcatenationFusion": "concatenation",
     "CrossAttentionFusion": "cross_attention",
+    "Ensemble": "ensemble",
     "Evaluation": "evaluation",
     "FusionModel": "model",
     "History": "checkpoint",
     "contributions": "inference",
     "evaluate": "evaluation",
     "fit": "training",
+    "fit_ensemble": "ensemble_training",
     "paired_difference": "evaluation",
     "predict": "inference",
 }
 __all__ = [
     "ConcatenationFusion",
     "CrossAttentionFusion",
+    "Ensemble",
     "Evaluation",
     "FusionModel",
     "History",
     "contributions",
     "evaluate",
     "fit",
+    "fit_ensemble",
     "paired_difference",
     "predict",
 ]

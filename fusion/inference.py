@@ -11,6 +11,7 @@ import torch
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
+from .ensemble import Ensemble
 from .evaluation import CHOSEN_ON_VALIDATION
 from .frozen_tokens import Samples, encode_once
 from .model import FusionModel, withhold
@@ -20,11 +21,12 @@ NOTHING_KNOWN = "refused: nothing that the model reads was known before the pred
 NOT_FINITE = "refused: the computed risk is not finite"
 
 
-def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
+def predict(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
     """The risk of every sample, or the reason why there is none.
 
     Args:
-        model: trained with `fit` or read with `FusionModel.load`.
+        model: trained with `fit` or read with `FusionModel.load`; or an ensemble, whose risk is the
+            mean of its members'.
         cohort: the samples; outcomes are not needed and not looked at. They are seen as far back as
             the training patients were, whatever the cohort's own `history`.
         batch_size: samples that go through the network together; no result depends on it.
@@ -39,6 +41,8 @@ def predict(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.D
     Raises:
         InputError: the model is not trained, a file cannot be read, or a batch size below 1.
     """
+    if isinstance(model, Ensemble):
+        return model.mean([predict(member, cohort, batch_size=batch_size) for member in model.members])
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
     values = infer(model, samples, batch_size=batch_size)
@@ -96,7 +100,7 @@ def require_trained(model: FusionModel) -> None:
         raise InputError("The model is not trained. Train it with fit, or read one with FusionModel.load.")
 
 
-def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
+def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
     """How much each modality moved each patient's risk, by exact Shapley values.
 
     A modality's value is the change of the risk when it is added, averaged over all orders in which
@@ -118,6 +122,9 @@ def contributions(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
 
     Source: Shapley, A value for n-person games, 1953; exact, over all 2^M subsets of M modalities.
     """
+    if isinstance(model, Ensemble):
+        # Shapley values of a mean are the means of Shapley values.
+        return model.mean([contributions(member, cohort, batch_size=batch_size) for member in model.members])
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
     names = model.modalities

@@ -21,16 +21,31 @@ from ..datasets.outcomes import OutcomeKind
 from ..datasets.prepared import PreparedSamples, Reader, prepare
 from ..encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
 from .artifact import checked_folder, new_folder
+from .bottleneck import BottleneckFusion
 from .concatenation import ConcatenationFusion
 from .cross_attention import CrossAttentionFusion
+from .experts import ExpertFusion
+from .gated import GatedFusion
+from .late import LateFusion
+from .low_rank import LowRankFusion
 from .outcome_heads import OutcomeHeads, Risk
+from .recurrent import RecurrentFusion
 from .state import FusedState, Fusion
 
 MODALITIES = ("image", "labs", "notes", "static")
 _ENCODERS = {"image": ImageEncoder, "labs": LabEncoder, "notes": NoteEncoder, "static": StaticEncoder}
 # What reading a description or weights that were tampered with, or made by another version, has raised.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SafetensorError)
-FUSIONS = {"cross-attention": CrossAttentionFusion, "concatenation": ConcatenationFusion}
+FUSIONS = {
+    "cross-attention": CrossAttentionFusion,
+    "concatenation": ConcatenationFusion,
+    "gated": GatedFusion,
+    "late": LateFusion,
+    "bottleneck": BottleneckFusion,
+    "low-rank": LowRankFusion,
+    "recurrent": RecurrentFusion,
+    "experts": ExpertFusion,
+}
 """Every fusion head, by the name that it has in files and comparisons."""
 
 
@@ -246,17 +261,27 @@ class FusionModel(nn.Module):
         """
         folder = checked_folder(Path(folder), "model")
         try:
-            return cls._rebuilt(json.loads((folder / "model.json").read_text()), folder).eval()
+            description = json.loads((folder / "model.json").read_text())
+        except ValueError as error:
+            raise _undescribed(folder) from error
+        return cls.described(description, folder / "weights.safetensors")
+
+    @classmethod
+    def described(cls, description: Mapping[str, Mapping], weights: Path) -> FusionModel:
+        """The model of which `describe` told, with the weights of a safetensors file.
+
+        Raises:
+            InputError: it is no description that this version can follow, or the weights do not fit it.
+        """
+        try:
+            return cls._rebuilt(description, weights).eval()
         except _MALFORMED as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"{folder} is whole, but does not describe a model that this version of chiasm can make. "
-                "Take the folder from a backup, or train again."
-            ) from error
+            raise _undescribed(weights.parent) from error
 
     @classmethod
-    def _rebuilt(cls, description: Mapping[str, Mapping], folder: Path) -> FusionModel:
+    def _rebuilt(cls, description: Mapping[str, Mapping], weights: Path) -> FusionModel:
         fusion = description["fusion"]
         model = cls(
             **{name: _ENCODERS[name](**own["settings"]) for name, own in description["encoders"].items()},
@@ -269,12 +294,19 @@ class FusionModel(nn.Module):
             for name, encoder in model.encoders.items():
                 encoder.rebuild(description["encoders"][name])
             model._make_heads()
-        model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+        model.load_state_dict(load_file(weights), strict=True)
         model.thresholds_ = {name: float(value) for name, value in description["thresholds"].items()}
         model.history_ = description["history"]
         if model.history_ is not None and not 0 < model.history_ < math.inf:
             raise ValueError("history is no number of hours")
         return model
+
+
+def _undescribed(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} is whole, but does not describe a model that this version of chiasm can make. "
+        "Take the folder from a backup, or train again."
+    )
 
 
 def _as_kind(name: str, kind: str) -> OutcomeKind:

@@ -32,7 +32,12 @@ _PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
 """What a recipe has. It may also have `patients`, where not all to predict for are among those it is
 trained and evaluated on; and, where patients are few, `VARIANTS` and `sources`, which are scored by
 cross-validation with the settings `folds` and `repeats`."""
-_WHOLE = {"seed": {"least": 0, "most": LARGEST_SEED}, "folds": {"least": 2}, "repeats": {"least": 1}}
+_WHOLE = {
+    "seed": {"least": 0, "most": LARGEST_SEED},
+    "folds": {"least": 2},
+    "repeats": {"least": 1},
+    "members": {"least": 1},
+}
 """Settings that are counted with before `fit` sees any, by name, and what they must be in any recipe."""
 
 
@@ -72,6 +77,11 @@ class Recipe:
     def is_cross_validated(self) -> bool:
         """Whether the recipe says what its cross-validation is repeated with."""
         return hasattr(self.module, "VARIANTS")
+
+    @property
+    def members(self) -> int:
+        """How many models are trained to predict together."""
+        return getattr(self.settings, "members", 1)
 
     def divide(self, cohort: Cohort) -> tuple[Cohort, Cohort, Cohort]:
         """Training, validation and held-out patients."""

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..datasets import Cohort
-    from ..fusion import FusionModel, History
+    from ..fusion import Ensemble, FusionModel, History
 
 _RUN = "run.json"
-_BEGUN = ("model", "checkpoint", ".checkpoint-retired")
+_BEGUN = ("model", "checkpoint", ".checkpoint-retired", "members")
 """What a run has after its first epoch; the last stands there after a kill at a bad moment."""
 _TOLD = {"schema": int, "recipe": str, "settings": dict, "salt": str, "trained_on": list}
 _TOLD_VERSIONS = ("chiasm", "torch", "timm", "transformers", "accelerate", "pandas", "scikit-learn", "pydicom")
@@ -35,7 +35,8 @@ class Run:
     """A recipe and the folder that it is trained into.
 
     The folder holds `run.json` (recipe, settings, versions, attrition), `history.jsonl`, the best
-    `model/` so far, `checkpoint/`, and what `evaluate` adds.
+    `model/` so far, `checkpoint/`, and what `evaluate` adds. Where the recipe's setting `members` is
+    more than 1, `model/` is an ensemble, and `members/` has the history and checkpoint of each.
     """
 
     recipe: Recipe
@@ -45,14 +46,15 @@ class Run:
     def model_folder(self) -> Path:
         return self.folder / "model"
 
-    def train(self, data: Path, *, say: Callable[[object], None]) -> tuple[FusionModel, History]:
+    def train(self, data: Path, *, say: Callable[[object], None]) -> tuple[FusionModel | Ensemble, list[History]]:
         """Train, or go on where a run into the same folder was stopped.
+
+        Returns:
+            The model or ensemble, and what happened in the training of it or of each member.
 
         Raises:
             InputError: the folder holds something else, or a run of another recipe or other settings.
         """
-        from ..fusion import fit
-
         earlier = self._earlier_run()
         cohort = self.recipe.read(data)
         say(cohort.attrition.to_string(index=False))
@@ -63,27 +65,48 @@ class Run:
                 f"{self.folder} holds a run that was trained on other patients. Give another --out, or the data of "
                 "that run to go on with it."
             )
-        model = self.recipe.model(train)
         # Nothing is written before the data and the settings were found to be in order.
         parts = {"train": train, "valid": valid, "held out": test}
         on_start = None if earlier else lambda: self._write(cohort, parts)
-        history = fit(model, train, valid, out=self.folder, on_start=on_start, **self.recipe.training())
-        for remark in history.remarks:
+        model, histories = self._fit(train, valid, on_start)
+        for remark in histories[0].remarks:
             say(f"left out: {remark}")
-        done = history.epochs[history.best_epoch - 1]
-        losses = ", ".join(f"{name.replace('_', ' ')} {done[name]:.4f}" for name in done if name.endswith("loss"))
-        say(f"best epoch {history.best_epoch} of {len(history.epochs)}: {losses}")
-        return model, history
+        for history in histories:
+            done = history.epochs[history.best_epoch - 1]
+            losses = ", ".join(f"{name.replace('_', ' ')} {done[name]:.4f}" for name in done if name.endswith("loss"))
+            say(f"best epoch {history.best_epoch} of {len(history.epochs)}: {losses}")
+        return model, histories
 
-    def model(self) -> FusionModel:
-        """The trained model.
+    def _fit(
+        self, train: Cohort, valid: Cohort, on_start: Callable[[], None] | None
+    ) -> tuple[FusionModel | Ensemble, list[History]]:
+        """One model, or as many as the recipe's setting `members` says, as an ensemble."""
+        from ..fusion import fit, fit_ensemble
+
+        training = self.recipe.training()
+        if self.recipe.members == 1:
+            model = self.recipe.model(train)
+            return model, [fit(model, train, valid, out=self.folder, on_start=on_start, **training)]
+        return fit_ensemble(
+            lambda: self.recipe.model(train),
+            train,
+            valid,
+            members=self.recipe.members,
+            seed=training.pop("seed", 0),
+            training=training,
+            out=self.folder,
+            on_start=on_start,
+        )
+
+    def model(self) -> FusionModel | Ensemble:
+        """The trained model or ensemble.
 
         Raises:
             InputError: there is none, or it is damaged.
         """
-        from ..fusion import FusionModel
+        from ..fusion.ensemble import load_trained
 
-        return FusionModel.load(self.model_folder)
+        return load_trained(self.model_folder)
 
     def refuse_training_patients(self, test: Cohort) -> None:
         """Raise `InputError` if a patient who is to be evaluated on was trained on.

@@ -37,6 +37,7 @@ class Settings:
     epochs: int = 2
     folds: int = 2
     repeats: int = 2
+    members: int = 1
     seed: int = 0
 
 
@@ -136,6 +137,19 @@ def told(capsys) -> str:
     assert line.startswith("chiasm: ")
     assert "\n" not in line
     return line
+
+
+def test_a_run_of_several_members_is_trained_gone_on_with_evaluated_and_used_as_one(recipe, tables, tmp_path, capsys):
+    words = ("train", recipe, "--data", tables, "--out", tmp_path / "run", "--set", "members=2", "--set", "epochs=1")
+    assert chiasm(*words) == 0
+    assert capsys.readouterr().out.count("best epoch") == 2
+    assert sorted(path.name for path in (tmp_path / "run" / "members").iterdir()) == ["0", "1"]
+    assert chiasm(*words) == 0
+    assert chiasm("evaluate", tmp_path / "run", "--data", tables, "--recipe", recipe, "--resamples", 0) == 0
+    assert "AUROC" in capsys.readouterr().out
+    out = tmp_path / "risks.csv"
+    assert chiasm("predict", tmp_path / "run", "--data", tables, "--recipe", recipe, "--out", out) == 0
+    assert len(pd.read_csv(out)) == 48
 
 
 # Nobody is evaluated on who was trained on

@@ -1,0 +1,93 @@
+"""Several models trained one after the other, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..datasets.cohort import Cohort
+from ..datasets.errors import InputError
+from .checkpoint import History
+from .ensemble import Ensemble
+from .inference import predict
+from .metrics import best_threshold
+from .model import FusionModel
+from .settings import LARGEST_SEED, require_whole
+from .training import fit
+
+
+def fit_ensemble(
+    make_model: Callable[[], FusionModel],
+    train: Cohort,
+    valid: Cohort | None = None,
+    *,
+    members: int = 5,
+    seed: int = 0,
+    training: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    on_start: Callable[[], None] | None = None,
+) -> tuple[Ensemble, list[History]]:
+    """Train several models that differ in their seed alone, and let them predict together.
+
+    Args:
+        make_model: makes one model, not yet trained; called once a member.
+        train, valid: as `fit` takes them; every member is trained and validated on the same patients.
+        members: how many.
+        seed: of the first member; the others have those that follow, so that the first one is what
+            `fit` makes of the same seed.
+        training: further arguments of `fit`, the same for all members.
+        out: a folder for `model/`, the ensemble, and `members/`, where each member's training is
+            kept; one that was stopped goes on from there when it is called again in the same way.
+        on_start: as `fit` takes it; called once.
+
+    Returns:
+        The ensemble, and what happened in the training of each member.
+
+    Raises:
+        InputError: no members, seeds out of range, or what `fit` and `Ensemble` refuse.
+
+    Example:
+        >>> ensemble, histories = fit_ensemble(make_model, train, valid, members=5, training={"epochs": 12})
+    """
+    require_whole("members", members, least=1)
+    require_whole("seed", seed, least=0, most=LARGEST_SEED + 1 - members)
+    taken = {"seed", "out", "on_start"} & set(training or {})
+    if taken:
+        raise InputError(f"training= gives {min(taken)}, which is an argument of fit_ensemble itself. Give it there.")
+    models, histories = [], []
+    for number in range(members):
+        model = make_model()
+        folder = None if out is None else Path(out) / "members" / str(number)
+        start = None if number else on_start
+        histories.append(fit(model, train, valid, seed=seed + number, out=folder, on_start=start, **(training or {})))
+        models.append(model)
+    ensemble = Ensemble(models)
+    if valid is not None:
+        ensemble.thresholds_ = _thresholds(ensemble, valid)
+    if out is not None:
+        _save_once(ensemble, Path(out) / "model")
+    return ensemble, histories
+
+
+def _thresholds(ensemble: Ensemble, valid: Cohort) -> dict[str, float]:
+    """By binary outcome, the threshold that maximises F1 of the mean risk; none where there is one class only."""
+    risks = predict(ensemble, valid)
+    chosen = {}
+    for name, kind in ensemble.outcomes.items():
+        if kind != "binary" or name not in valid.outcomes:
+            continue
+        own = risks[risks["outcome"] == name]
+        labels = valid.outcomes[name].to_numpy()
+        usable = (own["status"] == "ok").to_numpy() & valid.outcomes[name].notna().to_numpy()
+        if len(set(labels[usable])) == 2:
+            chosen[name] = best_threshold(own["risk"].to_numpy()[usable], labels[usable])
+    return chosen
+
+
+def _save_once(ensemble: Ensemble, folder: Path) -> None:
+    """Write the ensemble, from the main process."""
+    from .processes import is_main_process, wait_for_everyone
+
+    if is_main_process():
+        ensemble.save(folder)
+    wait_for_everyone()
