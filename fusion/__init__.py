@@ -7,23 +7,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .bottleneck import BottleneckFusion
     from .checkpoint import History
     from .concatenation import ConcatenationFusion
     from .cross_attention import CrossAttentionFusion
     from .ensemble import Ensemble
     from .ensemble_training import fit_ensemble
     from .evaluation import Evaluation, evaluate, paired_difference
+    from .experts import ExpertFusion
+    from .gated import GatedFusion
     from .inference import contributions, predict
+    from .late import LateFusion
+    from .low_rank import LowRankFusion
     from .model import FusionModel
+    from .recurrent import RecurrentFusion
     from .training import fit
 
 _HOME = {
+    "BottleneckFusion": "bottleneck",
     "ConcatenationFusion": "concatenation",
     "CrossAttentionFusion": "cross_attention",
     "Ensemble": "ensemble",
     "Evaluation": "evaluation",
+    "ExpertFusion": "experts",
     "FusionModel": "model",
+    "GatedFusion": "gated",
     "History": "checkpoint",
+    "LateFusion": "late",
+    "LowRankFusion": "low_rank",
+    "RecurrentFusion": "recurrent",
     "contributions": "inference",
     "evaluate": "evaluation",
     "fit": "training",
@@ -32,12 +44,18 @@ _HOME = {
     "predict": "inference",
 }
 __all__ = [
+    "BottleneckFusion",
     "ConcatenationFusion",
     "CrossAttentionFusion",
     "Ensemble",
     "Evaluation",
+    "ExpertFusion",
     "FusionModel",
+    "GatedFusion",
     "History",
+    "LateFusion",
+    "LowRankFusion",
+    "RecurrentFusion",
     "contributions",
     "evaluate",
     "fit",

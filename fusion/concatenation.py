@@ -9,7 +9,7 @@ from torch import nn
 
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
-from .state import FusedState, refuse_other_sizes
+from .state import FusedState, refuse_attention, refuse_other_sizes
 from .token_entry import TokenEntry
 
 
@@ -48,7 +48,6 @@ class ConcatenationFusion(nn.Module):
         return {"width": self.width, "dropout": self.dropout}
 
     def forward(self, tokens: Mapping[str, Tokens], *, attention: bool = False) -> FusedState:
-        if attention:
-            raise InputError("Concatenation has no attention weights. Use CrossAttentionFusion to have them.")
+        refuse_attention(self, attention)
         pooled = torch.cat([part.values[:, 0] for part in self.entry(tokens).values()], -1)
         return FusedState(self.mix(pooled).unflatten(-1, (self.outcomes, self.width)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
+from .settings import require_whole
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,17 @@ def refuse_other_sizes(head: Fusion, widths: Mapping[str, int], outcomes: int) -
             f"This fusion head was built for {head.outcomes} outcomes and tokens of the widths {head.widths}, and now "
             f"meets {outcomes} and {dict(widths)}. Make a new head for the new model."
         )
+
+
+def refuse_attention(head: Fusion, asked: bool) -> None:
+    """Raise `InputError` if a head that has no attention weights is asked for them."""
+    if asked:
+        raise InputError(f"{type(head).__name__} has no attention weights. Use CrossAttentionFusion to have them.")
+
+
+def require_sizes(dropout: float, **sizes: int) -> None:
+    """Raise `InputError` unless the dropout is a probability below 1, and every size a whole number of at least 1."""
+    for name, value in sizes.items():
+        require_whole(name, value, least=1)
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout}; expected a probability from 0 to below 1.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..encoders.tokens import Tokens
@@ -65,3 +65,33 @@ class TokenEntry(nn.Module):
             mask=torch.cat([torch.ones_like(present), tokens.mask], 1),
             hours=torch.cat([hours.new_zeros(len(hours), 1), hours], 1),
         )
+
+
+class GistEntry(nn.Module):
+    """The same for heads that read one thing a modality: its gist, or the learned "absent" token.
+
+    Args:
+        widths: width of each modality's tokens.
+        width: of what comes out.
+    """
+
+    def __init__(self, widths: Mapping[str, int], width: int) -> None:
+        super().__init__()
+        self.modalities = tuple(widths)
+        self.project = nn.ModuleDict(
+            {name: nn.Sequential(nn.LayerNorm(own), nn.Linear(own, width)) for name, own in widths.items()}
+        )
+        self.absent = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(width)) for name in widths})
+
+    def forward(self, tokens: Mapping[str, Tokens]) -> dict[str, Float[Tensor, "batch width"]]:
+        gists = {}
+        for name in self.modalities:
+            gist = self.project[name](tokens[name].gist)
+            present = tokens[name].mask.any(1, keepdim=True)
+            gists[name] = torch.where(present, gist, self.absent[name].to(gist.dtype))
+        return gists
+
+
+def presence(tokens: Mapping[str, Tokens], modalities: Iterable[str]) -> Bool[Tensor, "batch modality"]:
+    """Who has which modality."""
+    return torch.stack([tokens[name].mask.any(1) for name in modalities], 1)

@@ -15,7 +15,8 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Shapes and types in annotations are checked at every call of the networks.
-_NETWORKS = ("token_entry", "state", "cross_attention", "concatenation", "outcome_heads")
+_HEADS = ("cross_attention", "concatenation", "gated", "late", "bottleneck", "low_rank", "recurrent", "experts")
+_NETWORKS = ("token_entry", "state", "outcome_heads", *_HEADS)
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(["chiasm.encoders", *(f"chiasm.fusion.{name}" for name in _NETWORKS)], BEARTYPE)
 

@@ -1,12 +1,25 @@
-"""The laws of fusion heads: one contract that both keep, and what attention means."""
+"""The laws of fusion heads: one contract that all keep, what attention means, and what each paper's formula says."""
 
 from itertools import combinations
 
+import pandas as pd
 import pytest
 import torch
 from chiasm.datasets import InputError
 from chiasm.encoders import Tokens
-from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion
+from chiasm.fusion import (
+    BottleneckFusion,
+    ConcatenationFusion,
+    CrossAttentionFusion,
+    ExpertFusion,
+    FusionModel,
+    GatedFusion,
+    LateFusion,
+    LowRankFusion,
+    RecurrentFusion,
+    predict,
+)
+from chiasm.fusion.model import FUSIONS
 from chiasm.fusion.state import Fusion
 from chiasm.fusion.token_entry import TokenEntry, time_features
 from torch.nn import functional
@@ -20,7 +33,16 @@ HEADS = {
     "cross-attention": lambda: CrossAttentionFusion(16, depth=2, heads=4, latents=2),
     "cross-attention without latents": lambda: CrossAttentionFusion(16, depth=1, heads=1, latents=0, dropout=0.0),
     "concatenation": lambda: ConcatenationFusion(16),
+    "gated": lambda: GatedFusion(16),
+    "late": lambda: LateFusion(16),
+    "bottleneck": lambda: BottleneckFusion(16, depth=2, heads=4, bottlenecks=2),
+    "low-rank": lambda: LowRankFusion(16, rank=2),
+    "recurrent": lambda: RecurrentFusion(16),
+    "experts": lambda: ExpertFusion(16, experts=3),
 }
+READ_TIME = (CrossAttentionFusion, BottleneckFusion)
+# Here an absent modality says nothing, unless all are absent; elsewhere it is a learned token.
+SILENT = (LateFusion, RecurrentFusion)
 
 
 def draw(subsets=SUBSETS, seed: int = 0, longer: int = 0) -> dict[str, Tokens]:
@@ -109,6 +131,10 @@ def test_every_subset_of_modalities_gives_finite_states_and_gradients(head, trai
         state.float().square().sum().backward()
         assert state.isfinite().all()
         for own in tokens.values():
+            if own.values.grad is None:
+                # Of what has a summary of its own, some heads read no more.
+                assert own.summary is not None
+                continue
             assert own.values.grad.isfinite().all()
             assert not own.values.grad[~own.mask].any()
         # The absent tokens of modalities that everybody has get no gradient, or zeros; no parameter is left out.
@@ -185,16 +211,20 @@ def test_every_modality_is_read_and_by_attention_so_is_when_it_was(head):
         moved = tokens | each(own, lambda values: values + torch.randn(values.shape))
         later = tokens | each(own, lambda values: values, lambda hours: hours / 7)
         assert (fused(head, moved) - fused(head, tokens)).abs().max() > 1e-4
-        if isinstance(head, CrossAttentionFusion):
+        if isinstance(head, READ_TIME):
             assert (fused(head, later) - fused(head, tokens)).abs().max() > 1e-5
 
 
 def test_absence_is_learned_where_something_is_absent_and_only_there(head):
+    silent = isinstance(head, SILENT)
     for name in WIDTHS:
         head.zero_grad()
         head(draw([tuple(WIDTHS), (name,)])).values.square().sum().backward()
         assert not head.entry.absent[name].grad.any()
-        assert all(head.entry.absent[other].grad.any() for other in WIDTHS if other != name)
+        assert all(head.entry.absent[other].grad.any() != silent for other in WIDTHS if other != name)
+    head.zero_grad()
+    head(draw([()])).values.square().sum().backward()
+    assert all(own.grad.any() for own in head.entry.absent.values())
 
 
 def test_a_head_is_built_for_one_model(head):
@@ -289,11 +319,105 @@ def test_each_block_reads_what_attention_in_torch_reads(attentive):
     assert_close(torch.cat(list(state.attention.values()), -1), expected, atol=1e-6, rtol=1e-4)
 
 
-def test_concatenation_has_no_attention_and_says_so():
-    head = ConcatenationFusion(8)
-    head.build(WIDTHS, 1)
-    with pytest.raises(InputError, match="Concatenation has no attention weights"):
-        head(draw(), attention=True)
+def test_a_head_without_attention_says_so(head):
+    if not isinstance(head, CrossAttentionFusion):
+        with pytest.raises(InputError, match=f"{type(head).__name__} has no attention weights. Use CrossAttention"):
+            head(draw(), attention=True)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_model_with_any_head_is_loaded_as_it_was_saved(name, cohort, small_model, tmp_path):
+    model = small_model(("labs", "static"), outcomes={"died": "binary"}, fusion=FUSIONS[name](16))
+    model.build(cohort, seed=1)
+    model.save(tmp_path / "model")
+    again = FusionModel.load(tmp_path / "model")
+    assert type(again.fusion) is FUSIONS[name]
+    pd.testing.assert_frame_equal(predict(again, cohort), predict(model, cohort))
+
+
+# What the papers say
+
+
+def built(head: Fusion) -> Fusion:
+    torch.manual_seed(3)
+    head.build(WIDTHS, OUTCOMES)
+    return head.eval()
+
+
+def test_every_head_is_under_contract_and_known_by_a_name():
+    assert {type(make()) for make in HEADS.values()} == set(FUSIONS.values())
+
+
+def test_late_fusion_is_the_mean_of_what_each_modality_says_alone():
+    head = built(LateFusion(16))
+    together = draw([tuple(WIDTHS)])
+    empty = {name: nobody(own) for name, own in together.items()}
+    alone = [fused(head, empty | {name: own}) for name, own in together.items()]
+    close(fused(head, together), torch.stack(alone).mean(0))
+
+
+def nobody(own: Tokens) -> Tokens:
+    """As if nobody had the modality."""
+    return Tokens(own.values, torch.zeros_like(own.mask), own.hours, own.summary)
+
+
+def test_low_rank_fusion_is_the_product_of_all_modalities_with_their_ones_through_a_tensor():
+    head = built(LowRankFusion(4, rank=2))
+    torch.nn.init.normal_(head.weight)
+    tokens = draw()
+    with torch.no_grad():
+        entered = [functional.pad(gist, (0, 1), value=1.0) for gist in head.entry(tokens).values()]
+        whole = torch.einsum("pa,pb,pc,pd->pabcd", *entered)
+        maps = [torch.cat([own.weight, own.bias[:, None]], 1).unflatten(0, (2, 4)) for own in head.factor.values()]
+        tensor = torch.einsum("r,rha,rhb,rhc,rhd->habcd", head.weight[:, 0], *maps)
+        expected = head.out(torch.einsum("pabcd,habcd->ph", whole, tensor))
+    close(fused(head, tokens).flatten(1), expected)
+
+
+def test_recurrent_fusion_is_an_lstm_over_the_modalities_that_are_there():
+    head = built(RecurrentFusion(16))
+    lstm = torch.nn.LSTM(16, 16, batch_first=True)
+    lstm.load_state_dict({f"{name}_l0": value for name, value in head.read.state_dict().items()})
+    for i, subset in enumerate(SUBSETS[1:], 1):
+        with torch.no_grad():
+            gists = head.entry(pick(draw(), slice(i, i + 1)))
+            expected = head.out(lstm(torch.stack([gists[name] for name in sorted(subset)], 1))[0][:, -1])
+        close(fused(head, pick(draw(), slice(i, i + 1))).flatten(1), expected)
+
+
+def test_gated_fusion_is_what_each_modality_says_times_its_gate():
+    head = built(GatedFusion(4))
+    with torch.no_grad():
+        gists = head.entry(draw())
+        gates = torch.sigmoid(head.gate(torch.cat(list(gists.values()), 1))).unflatten(1, (len(WIDTHS), -1))
+        said = torch.stack([torch.tanh(head.say[name](gist)) for name, gist in gists.items()], 1)
+    close(fused(head, draw()).flatten(1), (gates * said).sum(1))
+
+
+def test_what_a_modality_says_reaches_another_only_through_the_bottlenecks():
+    tokens = draw([tuple(WIDTHS)])
+    moved = tokens | each({"labs": tokens["labs"]}, lambda values: values.flip(-1))
+    head = built(BottleneckFusion(16, depth=2, heads=4, bottlenecks=2))
+    seen = []
+    for layer in head.layers:
+        layer["notes"].register_forward_hook(lambda *call: seen.append(call[-1]))
+    fused(head, tokens)
+    fused(head, moved)
+    first, second, first_moved, second_moved = seen
+    assert torch.equal(first, first_moved)
+    assert (second - second_moved).abs().max() > 1e-4
+
+
+def test_experts_are_weighted_by_who_has_what_and_every_pattern_has_weights_of_its_own():
+    head = built(ExpertFusion(16, experts=3))
+    torch.nn.init.zeros_(head.by_content.weight)
+    with torch.no_grad():
+        known = head.norm(torch.cat(list(head.entry(draw()).values()), 1))
+        has = torch.tensor([[name in subset for name in WIDTHS] for subset in SUBSETS]).float()
+        share = head.by_pattern(has).softmax(-1)
+        said = torch.stack([expert(known) for expert in head.expert], 1)
+    close(fused(head, draw()).flatten(1), torch.einsum("pe,pes->ps", share, said))
+    assert len(share.unique(dim=0)) == len(SUBSETS)
 
 
 # Settings
@@ -320,3 +444,35 @@ def test_sizes_of_attention_out_of_range_are_refused(wrong, match):
 def test_sizes_of_concatenation_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match="expected at least 1, and 0 to below 1"):
         ConcatenationFusion(**wrong)
+
+
+@pytest.mark.parametrize(
+    "head", [GatedFusion, LateFusion, RecurrentFusion, LowRankFusion, BottleneckFusion, ExpertFusion]
+)
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"width": 0}, "width is 0; expected a whole number of at least 1"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; expected a probability from 0 to below 1"),
+        ({"dropout": -0.1}, r"dropout is -0\.1; expected a probability"),
+    ],
+)
+def test_sizes_of_other_heads_out_of_range_are_refused(head, wrong, match):
+    with pytest.raises(InputError, match=match):
+        head(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong", "match"),
+    [
+        (LowRankFusion, {"rank": 0}, "rank is 0; expected a whole number of at least 1"),
+        (ExpertFusion, {"experts": 0}, "experts is 0; expected"),
+        (BottleneckFusion, {"depth": 0}, "depth is 0; expected"),
+        (BottleneckFusion, {"heads": 0}, "heads is 0; expected"),
+        (BottleneckFusion, {"bottlenecks": 0}, "bottlenecks is 0; expected"),
+        (BottleneckFusion, {"width": 30, "heads": 4}, "width is 30 and heads 4; expected heads that divide the width"),
+    ],
+)
+def test_sizes_that_one_head_has_are_refused_out_of_range(head, wrong, match):
+    with pytest.raises(InputError, match=match):
+        head(**wrong)

@@ -281,7 +281,7 @@ def test_contributions_are_the_mean_gain_over_all_orders(model, cohort, samples)
 
 def test_a_model_shows_where_it_looked_or_says_that_it_cannot(model, samples):
     if isinstance(model.fusion, ConcatenationFusion):
-        with pytest.raises(InputError, match="Concatenation has no attention weights"):
+        with pytest.raises(InputError, match="ConcatenationFusion has no attention weights"):
             model.attention(samples[range(16)])
         return
     with torch.no_grad():
