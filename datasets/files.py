@@ -16,7 +16,7 @@ import pyarrow as pa
 from .checks import Excerpt
 from .errors import InputError
 from .excerpts import WORDS, Asked, EventRows
-from .pieces import pieces, read_parquet
+from .pieces import as_frame, pieces, read_parquet
 from .tables import EVENT_TABLES, OPTIONAL, REQUIRED
 from .times import require_one_clock
 from .windows import require_history
@@ -91,7 +91,7 @@ def _read_events(name: str, path: Path, asked: Asked) -> Excerpt:
     """The rows of an event table that matter."""
     events, place = EventRows(name, asked, [name]), 1
     for piece in pieces(path, (*REQUIRED[name], *OPTIONAL[name]), ("subject_id", *WORDS)):
-        table = piece.replace_schema_metadata(None).to_pandas(date_as_object=False)
+        table = as_frame(piece, path)
         if name == "images" and "path" in table.columns:
             table = table.assign(path=resolve_paths(table["path"], path.parent))
         events.take(table, 0, np.arange(place, place + len(table)))

@@ -51,6 +51,8 @@ _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str, pa.DataType]] = {
     "study_uid": (_is_text, "text", pa.large_string()),
 }
 _CODED = ("code", "unit")
+# Bytes. Codes become columns and categories, and are kept several times.
+_LONGEST_WORD = 10_000
 
 
 def require_shards(folder: Path) -> list[Path]:
@@ -125,7 +127,12 @@ def _typed(piece: pa.Table, path: Path) -> pa.Table:
                 columns[name] = column.cast(kind)
         except pa.ArrowInvalid:
             raise InputError(f"{path}: {name} has values that cannot be {called} of {kind}. Correct them.") from None
-    return pa.table(columns).unify_dictionaries().combine_chunks()
+    events = pa.table(columns).unify_dictionaries().combine_chunks()
+    for name in _CODED:
+        longest = pc.max(pc.binary_length(events[name].chunk(0).dictionary)).as_py() if len(events) else 0
+        if (longest or 0) > _LONGEST_WORD:
+            raise InputError(f"{path}: {name} has a text of {longest} bytes, where a word is expected. Correct it.")
+    return events
 
 
 def _masks(events: pa.Table) -> dict[str, np.ndarray]:

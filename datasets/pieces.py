@@ -50,6 +50,19 @@ def pieces(path: Path, columns: Sequence[str] | None = None, words: Sequence[str
         yield from (_parquet_pieces if kind == "parquet" else _csv_pieces)(path, columns, words)
 
 
+def as_frame(piece: pa.Table, path: Path) -> pd.DataFrame:
+    """A piece of an event table for pandas, days as times.
+
+    Raises:
+        InputError: a column stands there twice, or pandas has nothing for it.
+    """
+    doubled = [name for name in piece.column_names if piece.column_names.count(name) > 1]
+    if doubled:
+        raise InputError(f"{path} has the column {doubled[0]} twice. Rename or drop one of them.")
+    with _naming(path, "has a column that is neither text, numbers nor times"):
+        return piece.replace_schema_metadata(None).to_pandas(date_as_object=False)
+
+
 @contextmanager
 def _naming(path: Path, what: str) -> Iterator[None]:
     """Turn a reader's failures into one line that names the file. What Arrow says is dropped: it may quote cells."""

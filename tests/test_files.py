@@ -184,3 +184,12 @@ def test_bytes_and_lists_of_a_parquet_file_do_not_become_notes(tmp_path):
     )
     with pytest.raises(InputError, match="images, data row 1: path is neither text nor a number"):
         Cohort.read(tmp_path)
+
+
+def test_doubled_columns_of_an_event_table_are_refused_whatever_they_hold(tmp_path):
+    write(tmp_path, outcomes=OUTCOMES)
+    images = pa.table({"subject_id": ["8"], "time": ["2031-05-17"], "path": ["a.png"]})
+    paths = pa.MapArray.from_arrays([0, 1], ["k"], [1])
+    pq.write_table(images.append_column("path", paths), tmp_path / "images.parquet")
+    with pytest.raises(InputError, match=r"images\.parquet has the column path twice. Rename or drop one of them"):
+        Cohort.read(tmp_path)

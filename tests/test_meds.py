@@ -400,6 +400,7 @@ def test_a_damaged_dataset_of_ours_is_refused(tmp_path):
             pa.array([1, 2, 3], pa.timestamp("us", "UTC")),
             r"time is timestamp\[us, tz=UTC\], and timestamps with",
         ),
+        ("code", ["HR", "x" * 20_000, "HR"], r"1\.parquet: code has a text of 20000 bytes, where a word is expected"),
         ("subject_id", ["1", "2", "3"], r"subject_id is string, and whole numbers in MEDS"),
         ("subject_id", pa.array([1, 2**64 - 1, 3], pa.uint64()), r"subject_id has values that cannot be whole numbers"),
         ("numeric_value", [[1.0]] * 3, r"numeric_value is list<.*>, and numbers in MEDS"),
