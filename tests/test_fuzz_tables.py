@@ -391,6 +391,19 @@ def outcome(read: Callable[[Path], Cohort], folder: Path) -> str:
     return "read"
 
 
+def watched(read: Callable[[Path], Cohort], folder: Path) -> tuple[str, float, int]:
+    """What came of a mutant, in how many seconds of the processor and bytes of memory."""
+    # Resets the peak (Linux).
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before, start = peak_bytes(), time.process_time()
+    try:
+        with alarmed():
+            result = outcome(read, folder)
+    except (Exception, KeyboardInterrupt) as error:
+        result = f"raised {type(error).__name__}: {str(error)[:300]!r}"
+    return result, time.process_time() - start, peak_bytes() - before
+
+
 def run(count: int, scratch: Path, *, first: int = 0, report: bool = False) -> Counter[tuple[str, str]]:
     """Read mutants one after the other; what came of each source, and every defect, which is printed."""
     found, slowest, largest = Counter(), (0.0, ""), (0, "")
@@ -400,15 +413,10 @@ def run(count: int, scratch: Path, *, first: int = 0, report: bool = False) -> C
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
-        # Resets the peak (Linux).
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before, start = peak_bytes(), time.process_time()
-        try:
-            with alarmed():
-                result = outcome(SOURCES[name][1], folder)
-        except (Exception, KeyboardInterrupt) as error:
-            result = f"raised {type(error).__name__}: {str(error)[:300]!r}"
-        seconds, more = time.process_time() - start, peak_bytes() - before
+        result, seconds, more = watched(SOURCES[name][1], folder)
+        if seconds > MOST_SECONDS:
+            # What a machine that is shared does with its clocks, it does not do twice.
+            result, seconds, more = watched(SOURCES[name][1], folder)
         if seconds > MOST_SECONDS or more > MOST_BYTES:
             result = f"took {seconds:.1f} s and {more / 2**20:.0f} MiB"
         slowest, largest = max(slowest, (seconds, name)), max(largest, (more, name))

@@ -3,9 +3,11 @@
     python tests/benchmarks/bench_loader.py --samples 1000 100000
 
 Makes a store of samples of one image of 128 x 128, 200 measurements over 48 hours and a note of 128 tokens, and
-loads batches of 32 of them in a process of its own, in the order in which training would. Prints samples a
-second, without and with worker processes, and the resident memory of all processes together: what is their own,
-and what is the system's cache of the store's files, which it takes back when it needs the room.
+loads batches of 32 of them in a process of its own, in the order in which training would. Prints samples a second,
+without and with worker processes, of wall time and of the processor time of the process that needs most of it (of
+two workers, half of what both need), which other programs do not change; and the resident memory of all processes
+together: what is their own, and what is the system's cache of the store's files, which it takes back when it needs
+the room.
 """
 
 from __future__ import annotations
@@ -80,15 +82,21 @@ def measure(folder: Path, count: int, seconds: float) -> dict[str, float]:
         batches = iter(loader)
         for _ in range(20):
             next(batches)
-        began = time.perf_counter()
-        done = 0
+        began, before, done = time.perf_counter(), _processor_seconds(), 0
         while time.perf_counter() - began < seconds:
             done += len(next(batches).sample)
         told[f"{workers} workers"] = done / (time.perf_counter() - began)
+        own, *others = (spent - before.get(pid, 0) for pid, spent in _processor_seconds().items())
+        told[f"{workers} workers, processor"] = done / max(own, sum(others) / max(workers, 1))
     processes = [psutil.Process(), *psutil.Process().children()]
     told |= {kind: sum(_resident(one.pid)[kind] for one in processes) / 1024 for kind in ("own", "cache")}
     told["processes"] = len(processes)
     return told
+
+
+def _processor_seconds() -> dict[int, float]:
+    own = psutil.Process()
+    return {one.pid: sum(one.cpu_times()[:2]) for one in (own, *own.children())}
 
 
 class _Endless:
@@ -132,6 +140,8 @@ def main() -> None:
             told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(
                 f"{count:7} samples: {told['2 workers']:7.0f} a second by 2 workers, {told['0 workers']:7.0f} by none; "
+                f"if each process had a processor, {told['2 workers, processor']:7.0f} and "
+                f"{told['0 workers, processor']:7.0f}; "
                 f"{told['processes']:.0f} processes hold {told['own']:.0f} MiB of their own, "
                 f"and {told['cache']:.0f} MiB of cached files",
                 flush=True,
