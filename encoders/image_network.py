@@ -184,16 +184,19 @@ def _classifier(backbone: nn.Module) -> list[str]:
 
 def _scaling(backbone: nn.Module, folder: Path) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, one a channel, that pixels are brought to."""
-    stated = backbone.pretrained_cfg
-    if folder.is_dir():
-        config = json.loads((folder / "config.json").read_text())
-        stated = {**stated, **config, **(config.get("pretrained_cfg") or {})}
-    mean, std = (torch.as_tensor(stated[name], dtype=torch.float64).flatten() for name in ("mean", "std"))
-    if len(mean) not in (1, _COLOURS) or len(mean) != len(std) or not (std > 0).all() or not mean.isfinite().all():
+    stated: dict[str, object] = dict(backbone.pretrained_cfg)
+    try:
+        if folder.is_dir():
+            config = json.loads((folder / "config.json").read_text())
+            stated |= config | dict(config.get("pretrained_cfg") or {})
+        mean, std = (torch.tensor(stated[name], dtype=torch.float64).flatten() for name in ("mean", "std"))
+        if len(mean) not in (1, _COLOURS) or len(mean) != len(std) or not (mean.isfinite() & (std > 0)).all():
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"The scaling of the image network is mean {stated['mean']!r} and std {stated['std']!r}; expected a "
-            "number for each colour. Check pretrained_cfg in its config.json."
-        )
+            f"The scaling of the image network is mean {stated.get('mean')!r} and std {stated.get('std')!r}; expected "
+            "a number for each colour. Check pretrained_cfg in its config.json."
+        ) from error
     return mean.expand(_COLOURS).tolist(), std.expand(_COLOURS).tolist()
 
 

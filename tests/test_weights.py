@@ -146,11 +146,13 @@ def test_torchvisions_names_of_layers_are_understood(tmp_path, cohort):
     assert all(torch.equal(own[name], ours[name]) for name in own if "num_batches" not in name)
 
 
-@pytest.mark.parametrize("scale", [{"mean": [0.5, 0.5]}, {"std": [0.0, 1, 1]}, {"mean": [float("nan")] * 3}])
+@pytest.mark.parametrize(
+    "scale", [{"mean": [0.5, 0.5]}, {"std": [0.0, 1, 1]}, {"mean": [float("nan")] * 3}, {"mean": "dark"}, 3]
+)
 def test_a_folder_whose_scaling_is_none_of_colours_is_refused(tmp_path, cohort, scale):
     folder = folder_of(tmp_path, "test_resnet", {}, pretrained_cfg=scale)
     save_file(network().state_dict(), folder / "model.safetensors")
-    refuses(True, cohort, "expected a number for each colour", str(folder))
+    refuses(True, cohort, r"expected a number for each colour\. Check pretrained_cfg", str(folder))
 
 
 def test_a_network_that_is_not_there_is_refused_with_near_names_and_with_what_serves(cohort):
