@@ -89,7 +89,9 @@ class Cohort:
         require_one_clock(zones)
         usable = parsed["outcomes"][checks["outcomes"].usable]
         rows = len(parsed["outcomes"])
-        if not len(usable) and (invalid == "exclude" or not rows):
+        if not len(usable):
+            # What is wrong with the rows is told first, if they are to be raised.
+            checks["outcomes"].settle(parsed["outcomes"])
             raise InputError(
                 f"outcomes has no rows that can be used (of {rows}). A cohort needs at least one patient and "
                 "prediction time."

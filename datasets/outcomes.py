@@ -12,6 +12,8 @@ from .errors import InputError
 from .words import as_words
 
 KINDS = ("binary", "categorical", "continuous")
+# What statistical programs and databases write where nothing is known, in lower case.
+_UNFILLED = {"na", "n/a", "#n/a", "<na>", "nan", "null", "."}
 _TRUTH = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
@@ -56,7 +58,8 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
     Truth values and 0/1 are binary, words are categorical, other numbers are continuous.
 
     Raises:
-        InputError: no value at all to infer from, or values that the wanted kind cannot have.
+        InputError: no value at all to infer from, a word that stands for a blank, or values that the wanted kind
+            cannot have.
     """
     if isinstance(wanted, OutcomeKind) and wanted.classes:
         return wanted
@@ -67,6 +70,12 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
             raise InputError(
                 f"outcomes.{name} is blank throughout, so its kind cannot be told. "
                 f'Give it: Cohort(..., outcome_kinds={{"{name}": "binary"}}), or drop the column.'
+            )
+        unfilled = next((word for word in known if word.lower() in _UNFILLED), None)
+        if unfilled is not None:
+            raise InputError(
+                f"outcomes.{name} has cells that say {unfilled!r}. Leave them blank if the outcome is unknown there; "
+                f'if it is a class, say so: outcome_kinds={{"{name}": "categorical"}}.'
             )
         if all(word.lower() in _TRUTH for word in known):
             wanted = "binary"

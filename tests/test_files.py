@@ -134,6 +134,12 @@ def test_a_file_that_is_no_table_is_refused_without_its_content(tmp_path, conten
     assert "Quill" not in str(caught.value)
 
 
+def test_outcomes_without_rows_are_told_before_whose_labs_there_are(tmp_path):
+    header, labs = OUTCOMES.splitlines()[0] + "\n", "subject_id,time,code,value\n8,2031-05-17 07:00,HR,80\n"
+    with pytest.raises(InputError, match=r"outcomes has no rows that can be used \(of 0\)"):
+        Cohort.read(write(tmp_path, outcomes=header, labs=labs))
+
+
 def test_a_quotation_mark_inside_a_cell_is_a_character(tmp_path):
     table = "subject_id,time,text\n8,2031-05-17 07:00,5'10\" tall\n"
     assert Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=table)).notes["text"].tolist() == ["5'10\" tall"]

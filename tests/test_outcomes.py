@@ -1,5 +1,7 @@
 """Outcomes: the kind of each, what it may hold, and how it becomes numbers."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,6 +69,18 @@ def test_an_outcome_that_is_blank_throughout_needs_its_kind():
         Cohort(outcomes(y=None))
     cohort = Cohort(outcomes(y=None), outcome_kinds={"y": "binary"})
     assert cohort.outcomes["y"].isna().all()
+
+
+@pytest.mark.parametrize("word", ["NA", "NaN", "#N/A", "null", "."])
+def test_a_word_that_programs_write_for_a_blank_is_no_class_unless_it_is_said_to_be(word):
+    with pytest.raises(InputError, match=rf"outcomes.y has cells that say '{re.escape(word)}'. Leave them blank"):
+        Cohort(outcomes(y=["0", "1", word]))
+    assert Cohort(outcomes(y=["0", "1", word]), outcome_kinds={"y": "categorical"}).outcomes["y"].iloc[2] == word
+
+
+def test_times_that_are_none_are_told_before_the_kinds_of_outcomes():
+    with pytest.raises(InputError, match=r"data row 1 \(and 2 more such rows\): prediction_time is not a time"):
+        Cohort(outcomes().assign(prediction_time="2024-03-01 12:00 CET"))
 
 
 def test_a_cohort_may_have_no_outcome_to_predict_with():
