@@ -39,11 +39,15 @@ class Settings:
     split_file: str | None = None
     """CSV or Parquet with `subject_id` and `split` (train, tuning, held_out), in place of the sets."""
     width: int = 64
-    dropout: float = 0.3
-    epochs: int = 12
+    dropout: float = 0.4
+    summary_dropout: float = 0.6
+    measurement_dropout: float = 0.2
+    epochs: int = 8
     batch_size: int = 64
     learning_rate: float = 1e-3
-    weight_decay: float = 0.05
+    weight_decay: float = 2.0
+    members: int = 1
+    """Models that are trained, with seeds that follow each other, and predict together."""
     seed: int = 0
 
 
@@ -86,7 +90,12 @@ def divide(cohort: Cohort, settings: Settings) -> tuple[Cohort, Cohort, Cohort]:
 def model(cohort: Cohort, settings: Settings) -> FusionModel:
     """Labs and vital signs through a GRU, static facts beside them."""
     return FusionModel(
-        labs=LabEncoder(width=settings.width, dropout=settings.dropout),
+        labs=LabEncoder(
+            width=settings.width,
+            dropout=settings.dropout,
+            summary_dropout=settings.summary_dropout,
+            measurement_dropout=settings.measurement_dropout,
+        ),
         static=StaticEncoder(width=32),
         fusion=CrossAttentionFusion(width=settings.width, depth=2, heads=4, dropout=settings.dropout),
         outcomes=cohort.outcome_kinds,
