@@ -30,6 +30,9 @@ class LabEncoder(nn.Module):
     first and last value, count and recency of each analyte, bent at their quantiles: what gradient
     boosting on summary features lives on, and a recurrent network is slow to learn.
 
+    What has no value, such as a diagnosis code or the letter of a sequence, is a measurement of
+    value 1: that it is there, in which step and how often, is what is told of it.
+
     Args:
         width: of the tokens and of the recurrent state.
         layers: recurrent layers.

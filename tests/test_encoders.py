@@ -346,6 +346,25 @@ def test_summary_features_are_standardised_on_training_samples_and_bend_at_their
     assert features(wild).abs().max() < 12
 
 
+def test_codes_of_value_1_are_a_sequence_whose_order_is_told():
+    now = pd.Timestamp("2024-03-01 12:00")
+    letters = ["ACGT", "TGCA"]
+    rows = [
+        {"subject_id": patient, "time": now - pd.Timedelta(hours=4 - place), "code": letter, "value": 1}
+        for patient, sequence in enumerate(letters)
+        for place, letter in enumerate(sequence)
+    ]
+    outcomes = pd.DataFrame({"subject_id": [0, 1], "prediction_time": now, "died": [0, 1]})
+    encoder = LabEncoder(8, rare=1)
+    encoder.build(Cohort(outcomes, labs=pd.DataFrame(rows)))
+    encoder.eval()
+    samples = prepare(Cohort(outcomes, labs=pd.DataFrame(rows)), {"labs": encoder.reader})
+    tokens = tokens_of(encoder, samples, range(2))
+    assert tokens.mask.all()
+    assert tokens.mask.shape == (2, 4)
+    assert (tokens.values[0] - tokens.values[1]).abs().max() > 1e-3
+
+
 def test_training_patients_without_labs_still_give_an_encoder(hospital):
     encoder = LabEncoder(8)
     encoder.build(Cohort(hospital["outcomes"], static=hospital["static"]))
