@@ -10,7 +10,7 @@ from torch import nn
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes
-from .token_entry import TokenEntry
+from .token_entry import GistEntry
 
 
 class ConcatenationFusion(nn.Module):
@@ -35,7 +35,7 @@ class ConcatenationFusion(nn.Module):
     def build(self, widths: Mapping[str, int], outcomes: int) -> None:
         refuse_other_sizes(self, widths, outcomes)
         self.widths, self.outcomes = dict(widths), outcomes
-        self.entry = TokenEntry(widths, self.width)
+        self.entry = GistEntry(widths, self.width)
         self.mix = nn.Sequential(
             nn.LayerNorm(self.width * len(widths)),
             nn.Linear(self.width * len(widths), 2 * self.width),
@@ -49,5 +49,5 @@ class ConcatenationFusion(nn.Module):
 
     def forward(self, tokens: Mapping[str, Tokens], *, attention: bool = False) -> FusedState:
         refuse_attention(self, attention)
-        pooled = torch.cat([part.values[:, 0] for part in self.entry(tokens).values()], -1)
+        pooled = torch.cat(list(self.entry(tokens).values()), -1)
         return FusedState(self.mix(pooled).unflatten(-1, (self.outcomes, self.width)))
