@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
+
 from .errors import InputError
 
 
@@ -49,10 +51,18 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
     """Turn the failure to write to a full disk into an `InputError` that says what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if not _tells_full_disk(error):
             raise
         raise InputError(
             f"The disk of {folder} is full. What was prepared before is kept: free some space and run again, "
             "or give a folder on another disk."
         ) from error
+
+
+def _tells_full_disk(error: OSError | SafetensorError) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    # safetensors passes the number on in words alone.
+    return any(f"(os error {number})" in str(error) for number in full)

@@ -236,6 +236,8 @@ def _finite(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:
     with np.errstate(over="ignore"):
         numbers = numbers.astype("float32")
     check.refuse(np.isinf(numbers.to_numpy()), f"{column} is infinite", "Correct the number or leave it blank")
+    beyond = (numbers.abs() > LARGEST_LAB_VALUE).to_numpy(bool)
+    check.refuse(beyond, f"{column} is beyond ±{LARGEST_LAB_VALUE:.0e}", "Correct the number or leave it blank")
     return numbers
 
 

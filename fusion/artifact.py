@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..datasets.disk import naming_full_disk
 from ..datasets.errors import InputError
 
 SCHEMA = 1
@@ -33,7 +34,7 @@ def new_folder(folder: Path, kind: str) -> Iterator[Path]:
 
     Raises:
         InputError: `folder` is something else than such a folder, or holds more, which replacing
-            would destroy.
+            would destroy; or the disk is full.
     """
     folder = Path(folder).resolve()
     restore_retired(folder)
@@ -45,15 +46,21 @@ def new_folder(folder: Path, kind: str) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({type(error).__name__}). Give another place.") from error
     try:
-        yield scratch
-        files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
-        manifest = {"kind": kind, "schema": SCHEMA, "files": files}
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for path in (*scratch.iterdir(), scratch):
-            _flush(path)
+        with naming_full_disk(folder):
+            yield scratch
+            _seal(scratch, kind)
         _replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _seal(scratch: Path, kind: str) -> None:
+    """Write the manifest of a filled folder, and have all of it reach the disk."""
+    files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
+    manifest = {"kind": kind, "schema": SCHEMA, "files": files}
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    for path in (*scratch.iterdir(), scratch):
+        _flush(path)
 
 
 def _refuse_to_replace(folder: Path, kind: str) -> None:
@@ -63,7 +70,7 @@ def _refuse_to_replace(folder: Path, kind: str) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         is_ours, files = manifest["kind"] == kind and "schema" in manifest, set(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         is_ours, files = False, set()
     if not is_ours:
         raise InputError(f"{folder} exists and is no {kind} of chiasm. Give another name, or move it away.")
@@ -106,8 +113,9 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
-        yield scratch
-        _flush(scratch)
+        with naming_full_disk(path.parent):
+            yield scratch
+            _flush(scratch)
         scratch.replace(path)
         _flush(path.parent)
     finally:
@@ -134,7 +142,7 @@ def checked_folder(folder: Path, kind: str) -> Path:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         found, schema, files = manifest["kind"], manifest["schema"], dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{folder / MANIFEST} is damaged. Take the folder from a backup, or train again.") from error
     if found != kind:
         raise InputError(f"{folder} is a {found}, not a {kind}. Check the path.")

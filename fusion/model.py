@@ -87,8 +87,13 @@ class FusionModel(nn.Module):
         encoders = {name: encoder for name, encoder in given.items() if encoder is not None}
         if not encoders:
             raise InputError(f"The model has no encoder. Give at least one of {', '.join(MODALITIES)}.")
+        if not isinstance(outcomes, Mapping):
+            raise InputError(f"outcomes= was given a {type(outcomes).__name__}; expected cohort.outcome_kinds.")
         if not outcomes:
-            raise InputError("The model has no outcome. Give outcomes=cohort.outcome_kinds.")
+            raise InputError(
+                "The model has no outcome. Give outcomes=cohort.outcome_kinds; if that is empty, the table outcomes "
+                "needs a column with what is to be predicted."
+            )
         if not 0 <= modality_dropout < 1:
             raise InputError(f"modality_dropout is {modality_dropout}; expected a probability from 0 to below 1.")
         if not 0 <= auxiliary < math.inf:
@@ -159,6 +164,7 @@ class FusionModel(nn.Module):
         Raises:
             InputError: a file cannot be read, or an outcome is missing or does not fit its kind.
         """
+        require_cohort(cohort)
         if cohort.history != self.history_:
             # A copy, whose windows are not drawn yet.
             cohort = cohort.noted("inputs as far back as in training")
@@ -307,6 +313,15 @@ def _undescribed(folder: Path) -> InputError:
         f"{folder} is whole, but does not describe a model that this version of chiasm can make. "
         "Take the folder from a backup, or train again."
     )
+
+
+def require_cohort(cohort: object) -> None:
+    """Raise `InputError` unless samples came as a cohort."""
+    if not isinstance(cohort, Cohort):
+        raise InputError(
+            f"Samples came as a {type(cohort).__name__}; expected a Cohort. Make one: Cohort(outcomes=..., labs=...), "
+            "or Cohort.read(folder)."
+        )
 
 
 def _as_kind(name: str, kind: str) -> OutcomeKind:

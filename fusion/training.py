@@ -25,7 +25,7 @@ from .frozen_tokens import Samples, TokenKeeper
 from .inference import infer, to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, tell_tuning, thaw
 from .metrics import best_threshold
-from .model import FusionModel
+from .model import FusionModel, require_cohort
 from .processes import from_main_process, make_accelerator, share_weights
 from .settings import TrainingSettings
 
@@ -263,6 +263,8 @@ def _keep_if_better(state: TrainingState, record: dict[str, float]) -> bool:
 
 def _check_cohorts(model: FusionModel, train: Cohort, valid: Cohort | None) -> None:
     """Raise `InputError` for cohorts that would train nothing, or the wrong thing."""
+    for part in (train,) if valid is None else (train, valid):
+        require_cohort(part)
     if valid is not None:
         common = set(train.outcomes["subject_id"]) & set(valid.outcomes["subject_id"])
         if common:

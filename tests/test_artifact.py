@@ -1,5 +1,6 @@
 """Models on disk: whole or not at all, unchanged or refused, and never code."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ import pytest
 import torch
 from chiasm.datasets import InputError
 from chiasm.fusion import ConcatenationFusion, FusionModel, predict
-from chiasm.fusion.artifact import checked_folder, new_folder, write_whole
+from chiasm.fusion.artifact import checked_folder, new_file, new_folder, write_whole
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 MODALITIES = ("image", "labs", "notes", "static")
@@ -130,10 +132,32 @@ def test_a_changed_byte_of_the_manifest_is_refused_wherever_it_is(folder):
     checked_folder(folder, "model")
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "null", '{"kind": "model", "schema": 1, "files": 3}', "\xff"])
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", "null", '{"kind": "model", "schema": 1, "files": 3}', "\xff", "[" * 100_000]
+)
 def test_a_damaged_manifest_is_refused(folder, manifest):
     (folder / "manifest.json").write_text(manifest, encoding="latin-1")
     refuses(folder, r"manifest.json is damaged")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "full"), SafetensorError(f"I/O error: full (os error {errno.ENOSPC})")],
+    ids=["the system", "safetensors"],
+)
+def test_a_full_disk_is_told_and_leaves_what_was_there(folder, error):
+    before = contents(folder)
+    with pytest.raises(InputError, match=rf"The disk of {folder} is full"), new_folder(folder, "model"):
+        raise error
+    with pytest.raises(InputError, match=rf"The disk of {folder} is full"), new_file(folder / "risks.csv"):
+        raise error
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_weights_that_cannot_be_written_for_another_reason_are_a_defect_of_ours(tmp_path):
+    with pytest.raises(SafetensorError, match="odd"), new_folder(tmp_path / "model", "model"):
+        raise SafetensorError("odd")
 
 
 @pytest.mark.parametrize("name", ["model.json", "weights.safetensors"])

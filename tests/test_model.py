@@ -12,7 +12,7 @@ from chiasm.datasets import Cohort, InputError, OutcomeKind
 from chiasm.datasets.batch import Batch
 from chiasm.datasets.prepared import prepare
 from chiasm.encoders import ImageEncoder, LabEncoder, StaticEncoder, Tokens
-from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, contributions, predict
+from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, contributions, fit, predict
 from chiasm.fusion.inference import NOT_FINITE, NOTHING_KNOWN, infer
 from chiasm.fusion.model import withhold_at_random
 from torch.testing import assert_close
@@ -315,7 +315,8 @@ BINARY = {"died": "binary"}
     ("wrong", "match"),
     [
         ({"outcomes": BINARY}, "The model has no encoder. Give at least one of image, labs, notes, static"),
-        ({"labs": LabEncoder(), "outcomes": {}}, "The model has no outcome"),
+        ({"labs": LabEncoder(), "outcomes": {}}, "The model has no outcome.* the table outcomes needs a column"),
+        ({"labs": LabEncoder(), "outcomes": ["died"]}, r"outcomes= was given a list; expected cohort.outcome_kinds"),
         ({"labs": ImageEncoder(), "outcomes": BINARY}, r"labs= was given a ImageEncoder, which belongs to image="),
         ({"image": StaticEncoder(), "outcomes": BINARY}, r"image= was given a StaticEncoder, which belongs to static="),
         ({"labs": "GRU", "outcomes": BINARY}, r"labs= was given a str; expected an encoder"),
@@ -337,6 +338,17 @@ def test_a_model_that_is_not_trained_predicts_nothing(cohort, small_model):
     for act in (predict, contributions):
         with pytest.raises(InputError, match="The model is not trained"):
             act(plan, cohort)
+
+
+def test_samples_that_are_no_cohort_are_refused(cohort, small_model):
+    model = small_model(("labs",), outcomes=cohort.outcome_kinds)
+    match = r"Samples came as a DataFrame; expected a Cohort\. Make one"
+    with pytest.raises(InputError, match=match):
+        fit(model, cohort.outcomes, epochs=1, progress=False)
+    model.build(cohort)
+    for act in (predict, contributions):
+        with pytest.raises(InputError, match=match):
+            act(model, cohort.outcomes)
 
 
 def test_an_encoder_that_chiasm_does_not_know_is_used_but_not_saved(cohort, tmp_path):

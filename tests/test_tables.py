@@ -518,6 +518,13 @@ def test_an_infinite_fact_is_refused_or_excluded(value):
     assert cohort.static["subject_id"].tolist() == [1]
 
 
+@pytest.mark.parametrize("value", [1.1e15, "-1e38"])
+def test_a_fact_that_would_drown_all_others_is_refused(value):
+    table = pd.DataFrame({"subject_id": [1, 2], "age": pd.Series([50, value], dtype=object)})
+    with pytest.raises(InputError, match=r"static, data row 2: age is beyond ±1e\+15. Correct the number"):
+        Cohort(outcomes(), static=table)
+
+
 @pytest.mark.parametrize(
     "values",
     [[NOW], ["1961-02-03"], [datetime.date(1961, 2, 3)], pd.DatetimeIndex([NOW], tz="UTC"), ["1961-02-03 10:00"]],
