@@ -38,6 +38,7 @@ class TrainingSettings:
     clip: float
     average: float
     patience: int | None
+    keep: str
     balanced: bool
     precision: str
     seed: int
@@ -59,7 +60,12 @@ class TrainingSettings:
             value = getattr(self, name)
             if not isinstance(value, Real) or not is_right(value):
                 raise InputError(f"{name} is {value!r}; expected {expected}.")
-        choices = {"optimizer": ("adamw", "sgd"), "precision": ("fp32", "bf16"), "balanced": (True, False)}
+        choices = {
+            "optimizer": ("adamw", "sgd"),
+            "keep": ("best", "last"),
+            "precision": ("fp32", "bf16"),
+            "balanced": (True, False),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}.")

@@ -47,6 +47,7 @@ def fit(
     clip: float = 1.0,
     average: float = 0.98,
     patience: int | None = 5,
+    keep: str = "best",
     balanced: bool = False,
     precision: str = "fp32",
     seed: int = 0,
@@ -76,6 +77,9 @@ def fit(
         average: decay, an update, of the moving average of the weights that is validated and kept; 0
             keeps the last weights themselves.
         patience: epochs without a better validation loss before stopping; None never stops.
+        keep: "best" keeps the weights of the epoch with the best validation loss, "last" those of the last
+            epoch, and nothing stops early. Of a few hundred validation patients the best epoch is known so
+            badly that the last, of a well-regularised model, is as good a choice or better.
         balanced: weigh classes by the inverse of their rate. Ranks may gain; probabilities are no
             longer calibrated.
         precision: "fp32" or "bf16" (autocast).
@@ -100,6 +104,7 @@ def fit(
         clip=clip,
         average=average,
         patience=patience,
+        keep=keep,
         balanced=balanced,
         precision=precision,
         seed=seed,
@@ -140,7 +145,7 @@ def fit(
                     )
                 record["learning_rate"] = state.schedule.get_last_lr()[0]
                 record["seconds"] = time.perf_counter() - began
-                better = _keep_if_better(state, record)
+                better = _keep_if_better(state, record, always=keep == "last")
                 if store and accelerator.is_main_process:
                     _write_run(store, fingerprint, state, held_out, better=better)
                 accelerator.wait_for_everyone()
@@ -249,11 +254,11 @@ def _train_epoch(
     return total / max(count, 1)
 
 
-def _keep_if_better(state: TrainingState, record: dict[str, float]) -> bool:
-    """Note an epoch, and keep its weights if they are the best so far; without validation the last are."""
+def _keep_if_better(state: TrainingState, record: dict[str, float], *, always: bool) -> bool:
+    """Note an epoch, and keep its weights if they are the best so far; always, or without validation, the last are."""
     state.history.epochs.append(record)
     watched = record.get("valid_loss")
-    better = watched is None or watched < state.best_loss
+    better = always or watched is None or watched < state.best_loss
     if better:
         state.best = copied_weights(state.averaged.module, state.fixed)
         state.history.best_epoch = int(record["epoch"])

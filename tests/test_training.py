@@ -210,6 +210,14 @@ def test_without_patience_all_epochs_are_run(halves, plan, monkeypatch):
     assert len(fit(plan(), *halves, epochs=4, patience=None, **SHORT).epochs) == 4
 
 
+def test_the_last_weights_are_kept_where_that_is_asked_for(halves, plan, monkeypatch):
+    seen = scripted(monkeypatch, [1.0, 2.0, 3.0])
+    model = plan()
+    history = fit(model, *halves, epochs=3, patience=1, keep="last", **SHORT)
+    assert history.best_epoch == 3
+    assert same(weights(model), seen[2])
+
+
 def test_without_validation_patients_the_last_weights_are_kept(halves, plan):
     model = plan()
     history = fit(model, halves[0], epochs=3, **SHORT)
@@ -316,6 +324,7 @@ OTHERS = {
     "clipping": {"clip": 0.1},
     "average": {"average": 0.5},
     "patience": {"patience": 1},
+    "what is kept": {"keep": "last"},
     "balancing": {"balanced": True},
     "precision": {"precision": "bf16"},
     "seed": {"seed": 1},
@@ -421,6 +430,7 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
         ({"clip": 0.0}, r"clip is 0\.0"),
         ({"average": 1.0}, r"average is 1\.0"),
         ({"patience": 0}, r"patience is 0"),
+        ({"keep": "first"}, "keep is 'first'; expected 'best' or 'last'"),
         ({"patience": 1.0}, r"patience is 1\.0"),
     ],
 )
