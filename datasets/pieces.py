@@ -95,8 +95,8 @@ def _parquet(path: Path, words: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     """A Parquet file, once it is known that it does not inflate beyond reason."""
     about = pq.read_metadata(path)
     coded = [name for name in about.schema.to_arrow_schema().names if name in words]
-    # Through a buffer, so that not even a row group need be in memory as a whole.
-    with pq.ParquetFile(path, metadata=about, read_dictionary=coded, buffer_size=1 << 20) as file:
+    # Through a buffer, and not all at once, so that not even a row group need be in memory as a whole.
+    with pq.ParquetFile(path, metadata=about, read_dictionary=coded, buffer_size=1 << 20, pre_buffer=False) as file:
         size = path.stat().st_size
         inflated = sum(about.row_group(k).total_byte_size for k in range(about.num_row_groups))
         if about.num_rows > max(_HARMLESS_ROWS, _MOST_ROWS_A_BYTE * size) or about.num_rows < 0:
