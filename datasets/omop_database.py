@@ -72,7 +72,8 @@ class Database:
             self.engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, hide_parameters=True)
         except sqlalchemy.exc.NoSuchModuleError:
             raise InputError(
-                f"SQLAlchemy knows no database {url.drivername}. Check the beginning of the URL."
+                f"SQLAlchemy knows no database {url.drivername}. Check the beginning of the URL; that of PostgreSQL is "
+                "postgresql+psycopg://."
             ) from None
         except sqlalchemy.exc.ArgumentError:
             raise InputError(

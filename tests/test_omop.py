@@ -807,7 +807,11 @@ def test_a_part_of_a_table_without_values_may_have_no_type(tmp_path, cohort):
             "psycopg",
             r'driver of postgresql\+psycopg is not installed. Run pip install "chiasm\[database\]", or that driver',
         ),
-        ("postgre://me:secret@host/omop", None, "SQLAlchemy knows no database postgre. Check the beginning of the URL"),
+        (
+            "postgres://me:secret@host/omop",
+            None,
+            r"SQLAlchemy knows no database postgres. Check .* that of PostgreSQL is postgresql\+psycopg://",
+        ),
         ("post gres://me:secret@host/omop", None, "is no URL of a database. Write it as postgresql"),
     ],
 )
