@@ -25,10 +25,13 @@ def reach_disk(file: IO) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file, whole or not at all."""
     scratch = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        reach_disk(file)
-    scratch.replace(path)
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            reach_disk(file)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, object]:

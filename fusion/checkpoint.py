@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..datasets.errors import InputError
-from .artifact import MANIFEST, checked_folder, new_folder, restore_retired
+from .artifact import checked_folder, new_folder, restore_retired
 
 
 @dataclass
@@ -100,19 +100,26 @@ def resume(store: Path, fingerprint: str, state: TrainingState) -> None:
     """Bring a fresh state to where a stopped run was, if there is one in `store`.
 
     Raises:
-        InputError: the checkpoint is damaged, or belongs to other data or settings.
+        InputError: the checkpoint is damaged, belongs to other data or settings, or was written by another version.
     """
     folder = store / "checkpoint"
     restore_retired(folder)
-    if not (folder / MANIFEST).is_file():
+    if not folder.exists():
         return
+    # What has no manifest is refused here, not after an epoch that took the place of the best model.
     checked_folder(folder, "checkpoint")
     run = json.loads((folder / "run.json").read_text())
-    if run["fingerprint"] != fingerprint:
+    if run.get("fingerprint") != fingerprint:
         raise InputError(
             f"{store} holds a run with other data or other settings. Give another folder, or remove this one."
         )
-    state.take(load_file(folder / "state.safetensors"), run)
+    try:
+        state.take(load_file(folder / "state.safetensors"), run)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{folder} is whole, but this version of chiasm cannot go on from it. Go on with the version that "
+            "wrote it, or give another folder."
+        ) from error
 
 
 def _is_plain(value: object) -> bool:

@@ -159,7 +159,7 @@ class Run:
             "excluded": pd.Series([row.reason for row in cohort.exclusions], dtype="str").value_counts().to_dict(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / _RUN, json.dumps(told, indent=2) + "\n")
+        write_whole(self.folder / _RUN, json.dumps(told | {"sha256": _seal(told)}, indent=2) + "\n")
 
 
 def _pseudonyms(parts: Sequence[Cohort], salt: str) -> list[str]:
@@ -187,6 +187,12 @@ def open_run(folder: Path, own_recipe: str | None = None, *, store: Path | None 
     return Run(load_recipe(own_recipe or name, stated=told["settings"], store=store), folder)
 
 
+def _seal(told: dict[str, object]) -> str:
+    """SHA-256 of what a run tells, however it is laid out in the file."""
+    plain = json.loads(json.dumps({name: value for name, value in told.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _read_run(folder: Path) -> dict:
     path = folder / _RUN
     if not path.is_file():
@@ -194,12 +200,15 @@ def _read_run(folder: Path) -> dict:
     try:
         told = json.loads(path.read_text())
         whole = all(isinstance(told[name], kind) for name, kind in _TOLD.items())
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged. Take it from a backup, or train again.") from error
     if not whole:
         raise InputError(f"{path} is damaged. Take it from a backup, or train again.")
     if told["schema"] != 1:
         raise InputError(f"{folder} has the schema {told['schema']}, and this version of chiasm reads 1. Train again.")
+    # A run that was begun before runs were sealed has none.
+    if told.get("sha256", _seal(told)) != _seal(told):
+        raise InputError(f"{path} is not as it was written. Take it from a backup, or train again.")
     return told
 
 
@@ -225,6 +234,8 @@ def check_risks_path(path: Path) -> None:
     """Raise `InputError` unless risks can be written there, before anything is computed."""
     if path.suffix not in (".csv", ".parquet"):
         raise InputError(f"{path} ends in {path.suffix or 'nothing'}; expected .csv or .parquet.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Give the path of a file, such as {path / ('risks' + path.suffix)}.")
 
 
 def write_risks(risks: pd.DataFrame, path: Path) -> None:

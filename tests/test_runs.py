@@ -14,7 +14,7 @@ from chiasm.fusion import FusionModel
 from chiasm.recipes.__main__ import main
 from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
 from chiasm.recipes.recipe import load_recipe
-from chiasm.recipes.runs import Run, open_run
+from chiasm.recipes.runs import Run, check_risks_path, open_run
 
 RECIPE = '''"""Who dies, from two facts: a recipe that trains in a second."""
 
@@ -213,13 +213,26 @@ def test_a_refused_setting_leaves_nothing_behind(recipe, tables, tmp_path, setti
         (lambda own: json.dumps({k: v for k, v in own.items() if k != "salt"}), "run.json is damaged"),
         (lambda own: json.dumps(own | {"trained_on": 3}), "run.json is damaged"),
         (lambda own: json.dumps(own | {"schema": 2}), "has the schema 2, and this version of chiasm reads 1"),
+        (lambda _: "[" * 100_000, "run.json is damaged"),
+        (
+            lambda own: json.dumps(own | {"settings": own["settings"] | {"seed": 7}}),
+            "run.json is not as it was written",
+        ),
     ],
-    ids=["no JSON", "no salt", "no list", "another schema"],
+    ids=["no JSON", "no salt", "no list", "another schema", "nested too deep", "another setting"],
 )
 def test_a_run_of_another_schema_or_a_damaged_one_is_refused(run, recipe, edit, match):
     (run / "run.json").write_text(edit(json.loads((run / "run.json").read_text())))
     with pytest.raises(InputError, match=match):
         open_run(run, str(recipe))
+
+
+def test_risks_are_not_computed_for_a_place_that_is_a_folder(tmp_path):
+    (tmp_path / "risks.csv").mkdir()
+    with pytest.raises(
+        InputError, match=r"risks.csv is a folder. Give the path of a file, such as .*risks.csv.risks.csv"
+    ):
+        check_risks_path(tmp_path / "risks.csv")
 
 
 def test_a_run_of_ones_own_recipe_asks_for_its_file(run):

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 from chiasm.datasets import Cohort, InputError, UnreadableImageError
+from chiasm.datasets import disk as disk_module
 from chiasm.datasets import note_reader as note_reader_module
 from chiasm.datasets import shelf as shelf_module
 from chiasm.datasets import store as store_module
@@ -335,6 +336,16 @@ def test_a_full_disk_is_said_and_nothing_half_written_is_read(tmp_path, decoded)
         del again
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_description_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk_module, "reach_disk", full)
+    with pytest.raises(InputError, match=FULL):
+        of_images(save_images(tmp_path / "files", 1)).with_store(tmp_path / "store")
+    assert not list((tmp_path / "store").iterdir())
 
 
 @pytest.mark.parametrize("place", [shelf_module, store_module])

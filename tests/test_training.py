@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, fit, predict, training
+from chiasm.fusion.artifact import new_folder
 from transformers import BertConfig
 
 TABLES = ("labs", "notes", "images", "static")
@@ -369,14 +371,33 @@ def test_other_data_or_another_model_cannot_go_on_in_the_same_folder(halves, pat
 
 
 def test_a_damaged_checkpoint_is_refused(halves, plan, run_folder, tmp_path):
-    import shutil
-
     folder = shutil.copytree(run_folder, tmp_path / "run")
     state = folder / "checkpoint" / "state.safetensors"
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
     with pytest.raises(InputError, match="is not the file that was saved"):
+        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+
+
+def test_a_checkpoint_without_its_manifest_is_refused_before_the_best_model_is_replaced(
+    halves, plan, run_folder, tmp_path
+):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (folder / "checkpoint" / "manifest.json").unlink()
+    before = (folder / "model" / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match=r"is no checkpoint: it has no manifest\.json"):
+        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+    assert (folder / "model" / "manifest.json").read_bytes() == before
+
+
+def test_a_checkpoint_that_another_version_wrote_is_refused(halves, plan, run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    told = json.loads((folder / "checkpoint" / "run.json").read_text())
+    with new_folder(folder / "checkpoint", "checkpoint") as scratch:
+        shutil.copy(folder / "checkpoint" / "state.safetensors", scratch)
+        (scratch / "run.json").write_text(json.dumps(told | {"groups": told["groups"][:1]}))
+    with pytest.raises(InputError, match=r"this version of chiasm cannot go on from it\. Go on with the version"):
         fit(plan(), *halves, epochs=2, out=folder, **SHORT)
 
 
