@@ -129,7 +129,7 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
     samples = encode_once(model, model.read(cohort), cohort.store)
     names = model.modalities
     subsets = np.arange(2 ** len(names))
-    worth = _worth_of_subsets(model, samples, batch_size)
+    worth = worth_of_subsets(model, samples, batch_size)
     status = _status(samples, np.isfinite(worth).all(0))
     worth = np.where(status == "ok", worth, np.nan)
     columns = model.heads.columns
@@ -158,7 +158,7 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
     return pd.concat(frames, ignore_index=True).astype({"outcome": "str", "status": "str"})
 
 
-def _worth_of_subsets(model: FusionModel, samples: Samples, batch_size: int) -> np.ndarray:
+def worth_of_subsets(model: FusionModel, samples: Samples, batch_size: int) -> np.ndarray:
     """The risk when only some modalities are there: `[subset, sample, column]`, a bit a modality."""
     require_whole("batch_size", batch_size, least=1)
     names = model.modalities

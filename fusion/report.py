@@ -73,7 +73,8 @@ class Report:
 
     `evaluations` maps the name of each model to its evaluation, the model that the report is about
     first. `curves` maps names of models to (risks in [0, 1], labels 0 or 1) of `curves_outcome`, from
-    `labelled_risks`. `attrition` has the columns step, patients, samples. `history` holds a mapping an
+    `labelled_risks`. `missingness` has the columns model, withheld, share, AUROC, low and high, as
+    `missing_curve` gives them. `attrition` has the columns step, patients, samples. `history` holds a mapping an
     epoch with epoch, train_loss and valid_loss. `facts` are short pairs such as the recipe and the
     seed; `remarks` sentences about the data, such as what was excluded. `synthetic` data are said to be so.
     """
@@ -86,6 +87,8 @@ class Report:
     differences: Mapping[str, Difference] = field(default_factory=dict)
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     curves_outcome: str = ""
+    missingness: pd.DataFrame | None = None
+    missingness_verdict: str = ""
     attrition: pd.DataFrame | None = None
     remarks: Sequence[str] = ()
     history: Sequence[Mapping[str, float]] = ()
@@ -99,8 +102,8 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     whether the data are synthetic. Whatever text it is given is shown as text, never read as HTML.
 
     Raises:
-        InputError: no evaluation, columns missing in `attrition` or `history`, curves whose risks are not
-            in [0, 1] or whose labels are all the same.
+        InputError: no evaluation, columns missing in `attrition`, `missingness` or `history`, curves whose risks
+            are not in [0, 1] or whose labels are all the same.
 
     Example:
         >>> write_report(Report("ICU mortality", {"fused": evaluate(risks, test)}), "report.html")
@@ -111,6 +114,9 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
         raise InputError("a report needs at least one evaluation: {name of the model: evaluate(risks, cohort)}")
     if report.attrition is not None:
         _check_keys(report.attrition.columns, ("step", "patients", "samples"), "the attrition log")
+    if report.missingness is not None:
+        expected = ("model", "withheld", "share", "AUROC", "low", "high")
+        _check_keys(report.missingness.columns, expected, "the table of missing modalities")
     for epoch in report.history:
         _check_keys(epoch, ("epoch", "train_loss"), "an epoch of the training history")
 
@@ -172,6 +178,13 @@ def _plots(report: Report) -> dict[str, object]:
             size=(6.4, 6.8),
             description=f"Observed rate against mean risk{of}: {models}",
         )
+    if report.missingness is not None:
+        withheld = list(dict.fromkeys(report.missingness["withheld"]))
+        plots["missingness"] = _svg(
+            lambda figure: _draw_missingness(figure, report.missingness),
+            size=(max(5, 2.5 * len(withheld)), 3.6),
+            description=f"AUROC{of} as a modality is withheld from more and more patients: {', '.join(withheld)}",
+        )
     if report.history:
         plots["history"] = _svg(
             lambda figure: _draw_history(figure, report.history),
@@ -216,6 +229,27 @@ def _draw_calibration(figure: Figure, curves: Mapping[str, tuple[np.ndarray, np.
     _square(observed, "", "observed rate")
     _plain_axes(histogram, f"risk (histogram: {_text(next(iter(curves)))})", "samples")
     _legend(figure, len(curves))
+
+
+def _draw_missingness(figure: Figure, table: pd.DataFrame) -> None:
+    """A panel a modality: the curve of each model, and the interval of the first."""
+    withheld = list(dict.fromkeys(table["withheld"]))
+    models = list(dict.fromkeys(table["model"]))
+    panels = figure.subplots(1, len(withheld), sharey=True, squeeze=False)[0]
+    lines = {}
+    for axes, modality in zip(panels, withheld, strict=True):
+        for k, model in enumerate(models):
+            own = table[(table["withheld"] == modality) & (table["model"] == model)]
+            if own.empty:
+                continue
+            lines[model] = axes.plot(100 * own["share"], own["AUROC"], marker="o", markersize=3, **_line(k))[0]
+            if k == 0:
+                axes.fill_between(100 * own["share"], own["low"], own["high"], color=COLOURS[0], alpha=0.15)
+        axes.set_title(f"without {_text(modality)}", fontsize=10)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        _plain_axes(axes, "withheld from, %", "AUROC" if axes is panels[0] else "")
+    names = [_text(model) for model in lines]
+    figure.legend(lines.values(), names, loc="outside lower center", ncols=min(len(names), 3), frameon=False)
 
 
 def _draw_history(figure: Figure, history: Sequence[Mapping[str, float]]) -> None:

@@ -47,6 +47,10 @@ StoreOption = Annotated[
 JobsOption = Annotated[
     int | None, typer.Option(min=1, help="Models that are trained at a time, each by a process of its own.")
 ]
+HeadsOption = Annotated[
+    list[str] | None,
+    typer.Option("--heads", help="Fusion heads to train beside the recipe's own, with commas between; all by default."),
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder that `chiasm train --out` wrote.")]
 RecipeArgument = Annotated[str, typer.Argument(help="Name of a recipe, or path of your own .py file.")]
 
@@ -211,11 +215,14 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for the table and the report.")],
     set_: SetOption = [],  # noqa: B006 - typer copies it
     pairs: Annotated[bool, typer.Option(help="Also train pairs of modalities.")] = True,
+    heads: HeadsOption = None,
     resamples: ResamplesOption = 1000,
     store: StoreOption = None,
     jobs: JobsOption = 1,
 ) -> None:
     """Does fusion help here? Each modality alone, pairs, all, other fusion heads, and plain baselines.
+
+    Also how much each modality is missed, when it is withheld from more and more of the held-out patients.
 
     Example: chiasm compare icu-mortality --data physionet2012 --out comparison
     """
@@ -223,7 +230,9 @@ def compare(
     from .scoring import compare_recipe
 
     own = load_recipe(recipe, set_, store=store)
-    compare_recipe(own, data, out, pairs=pairs, resamples=resamples, jobs=jobs, say=say)
+    # As names one by one or several with commas between; an empty text is no head at all.
+    chosen = None if heads is None else [name for word in heads for name in word.replace(",", " ").split()]
+    compare_recipe(own, data, out, pairs=pairs, heads=chosen, resamples=resamples, jobs=jobs, say=say)
 
 
 @app.command()

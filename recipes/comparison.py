@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.errors import InputError
+from .missing_modalities import Missingness, missingness
 from .recipe import Recipe
 from .variants import FUSED, Parts, Trained, train_all, variants
 
@@ -37,6 +38,8 @@ class Comparison:
     seconds: dict[str, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     """What the fused model's readers left out, of training and of held-out patients."""
+    missingness: Missingness | None = None
+    """How much each modality is missed; None where there is only one."""
 
     def with_model(self, name: str, risks: pd.DataFrame, seconds: float = 0.0) -> Comparison:
         """The same with one more model; the first is "fused"."""
@@ -53,6 +56,11 @@ class Comparison:
             differences=differences,
             seconds=self.seconds | {name: seconds},
         )
+
+    def with_missingness(self, without: Mapping[str, Mapping[str, pd.DataFrame]]) -> Comparison:
+        """The same with curves of modalities that go missing; `without` as `missingness` takes it."""
+        found = missingness(self.risks, without, self.test, outcome=self.outcome, resamples=self.resamples)
+        return replace(self, missingness=found)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -148,11 +156,19 @@ def compare(
         say(f"  {own.name:<24} AUROC {auroc:.3f}  {own.seconds:.0f} s")
     for name in _in_order(models, ready):
         comparison = comparison.with_model(name, ready[name].risks, ready[name].seconds)
-    return replace(comparison, remarks=tuple(comparison.risks[FUSED].attrs["remarks"]))
+    without = {name: own.without for name, own in ready.items() if own.without}
+    return replace(comparison.with_missingness(without), remarks=tuple(comparison.risks[FUSED].attrs["remarks"]))
 
 
 def compare_by_folds(
-    recipe: Recipe, cohort: Cohort, *, pairs: bool, resamples: int, jobs: int = 1, say: Say
+    recipe: Recipe,
+    cohort: Cohort,
+    *,
+    pairs: bool,
+    heads: Sequence[str] | None = None,
+    resamples: int,
+    jobs: int = 1,
+    say: Say,
 ) -> Comparison:
     """The same where patients are few: each is predicted by models of the folds that never saw the patient.
 
@@ -160,30 +176,38 @@ def compare_by_folds(
         recipe: with a setting `folds`.
         cohort: as the recipe reads it.
         pairs: whether to train pairs of modalities too.
+        heads: fusion heads to train besides the recipe's own, by name; every one unless given.
         resamples: of patients, for the intervals.
         jobs: models that are trained at a time.
         say: called with a line of text as each fold is done.
 
     Raises:
-        InputError: no outcome is binary, or fewer patients than folds.
+        InputError: no outcome is binary, no head has such a name, or fewer patients than folds.
     """
     comparison = Comparison(require_binary(cohort), cohort, resamples)
     risks: dict[str, list[pd.DataFrame]] = {}
+    without: dict[str, dict[str, list[pd.DataFrame]]] = {}
     seconds: dict[str, float] = {}
     remarks: list[str] = []
     folds = recipe.settings.folds
     for number, (rest, fold) in enumerate(cohort.folds(folds, seed=recipe.settings.seed), 1):
-        models = variants(recipe, rest, pairs=pairs)
+        models = variants(recipe, rest, pairs=pairs, heads=heads)
         parts = (rest, None, fold)
         ready = {own.name: own for own in train_all(recipe, parts, models, comparison.outcome, jobs=jobs)}
         for name in _in_order(models, ready):
             risks.setdefault(name, []).append(ready[name].risks)
             seconds[name] = seconds.get(name, 0.0) + ready[name].seconds
+            for modality, own in ready[name].without.items():
+                without.setdefault(name, {}).setdefault(modality, []).append(own)
         remarks += [f"fold {number}: {remark}" for remark in risks[FUSED][-1].attrs["remarks"]]
         say(f"  fold {number} of {folds}: {len(risks)} models trained on {rest.subjects} patients")
     for name, own in risks.items():
         comparison = comparison.with_model(name, pd.concat(own, ignore_index=True), seconds[name])
-    return replace(comparison, remarks=tuple(remarks))
+    joined = {
+        name: {modality: pd.concat(own, ignore_index=True) for modality, own in of_model.items()}
+        for name, of_model in without.items()
+    }
+    return replace(comparison.with_missingness(joined), remarks=tuple(remarks))
 
 
 def _in_order(models: dict[str, FusionModel], ready: dict[str, Trained]) -> list[str]:
@@ -192,13 +216,17 @@ def _in_order(models: dict[str, FusionModel], ready: dict[str, Trained]) -> list
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write the table as `comparison.csv` and what lies behind it as `comparison.json`."""
+    """Write the table as `comparison.csv`, the curves as `missingness.csv`, and what lies behind as JSON."""
     from ..fusion.artifact import write_whole
 
     write_whole(folder / "comparison.csv", comparison.table.to_csv(index=False))
+    missing = comparison.missingness
+    if missing is not None:
+        write_whole(folder / "missingness.csv", missing.table.to_csv(index=False))
     detail = {
         "outcome": comparison.outcome,
         "verdict": comparison.verdict,
+        "missingness": missing and missing.verdict,
         "evaluations": {name: own.to_dict() for name, own in comparison.evaluations.items()},
         "seconds": comparison.seconds,
         "remarks": list(comparison.remarks),

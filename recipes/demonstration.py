@@ -36,7 +36,7 @@ def demonstrate(
     """Make a hospital, train, compare, explain one patient, report; print where everything lies.
 
     Args:
-        out: folder; gets `hospital/`, `prepared/`, `model/`, `comparison.csv`, `report.html`.
+        out: folder; gets `hospital/`, `prepared/`, `model/`, two tables, `report.html`.
         patients: how many to make up.
         assignments: settings of the demo recipe, as name=value.
         resamples: of patients, for the intervals.
@@ -60,7 +60,7 @@ def demonstrate(
     prepare_parts(recipe, parts)
 
     say("\n2. A fused model, each of its parts alone, and plain concatenation, on the same patients")
-    models = variants(recipe, parts[0], pairs=False)
+    models = variants(recipe, parts[0], pairs=False, heads=["concatenation"])
     comparison = compare(recipe, parts, models, resamples=resamples, jobs=jobs or usual_jobs(), say=say)
     test = parts[2]
     comparison = comparison.with_model(REACHABLE, _ideal_risks(truth, test, comparison.outcome))
@@ -72,6 +72,7 @@ def demonstrate(
     say(f"\n3. On {len(test)} held-out patients; {REACHABLE}: by an ideal reader of what these patients have")
     say(comparison.table.to_string(index=False))
     say(comparison.verdict)
+    say(comparison.missingness.verdict)
     for remark in all_remarks(test, comparison.remarks):
         say(f"left out: {remark}")
 
@@ -87,6 +88,7 @@ def demonstrate(
         "prepared": "its images, decoded once",
         "model": "the fused model",
         "comparison.csv": "the table above",
+        "missingness.csv": "how the score falls as each modality goes missing",
     }
     for name, what in places.items():
         say(f"   {out / name}: {what}")
@@ -139,6 +141,8 @@ def _report(out: Path, comparison: Comparison, shown: Contributions) -> None:
         differences={f"{FUSED} less {name}": gap for name, gap in comparison.differences.items()},
         curves=curves(drawn, test, comparison.outcome),
         curves_outcome=comparison.outcome,
+        missingness=comparison.missingness.table,
+        missingness_verdict=comparison.missingness.verdict,
         attrition=test.attrition,
         remarks=all_remarks(test, comparison.remarks),
         contributions=shown,

@@ -14,7 +14,7 @@ from .comparison import Comparison, Say, compare, compare_by_folds, first_binary
 from .cross_validation import NOTICE, cross_validated_risks
 from .recipe import Recipe
 from .runs import Run
-from .variants import FUSED, variants
+from .variants import FUSED, known_heads, variants
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
@@ -95,24 +95,53 @@ def all_remarks(cohort: Cohort, of_readers: Sequence[str]) -> tuple[str, ...]:
 
 
 def compare_recipe(
-    recipe: Recipe, data: Path, out: Path, *, pairs: bool, resamples: int, jobs: int = 1, say: Say
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    pairs: bool,
+    heads: Sequence[str] | None = None,
+    resamples: int,
+    jobs: int = 1,
+    say: Say,
 ) -> Comparison:
-    """Train all variants of a recipe, print the table and the verdict, write both and a report."""
+    """Train all variants of a recipe, print the table and the verdict, write both and a report.
+
+    Args:
+        recipe: the recipe.
+        data: its data.
+        out: folder for the tables and the report.
+        pairs: whether to train pairs of modalities too.
+        heads: fusion heads to train besides the recipe's own, by name; every one unless given.
+        resamples: of patients, for the intervals.
+        jobs: models that are trained at a time.
+        say: prints a line.
+
+    Raises:
+        InputError: no outcome is binary, or no head has such a name.
+    """
     from ..fusion.processes import is_main_process
     from ..fusion.report import Report, write_report
 
+    # A wrong name is told before anything is read.
+    known_heads(heads)
     cohort = recipe.read(data)
     say(cohort.attrition.to_string(index=False))
     if recipe.is_cross_validated:
-        comparison = compare_by_folds(recipe, cohort, pairs=pairs, resamples=resamples, jobs=jobs, say=say)
+        comparison = compare_by_folds(recipe, cohort, pairs=pairs, heads=heads, resamples=resamples, jobs=jobs, say=say)
     else:
         parts = recipe.divide(cohort)
-        models = variants(recipe, parts[0], pairs=pairs)
+        models = variants(recipe, parts[0], pairs=pairs, heads=heads)
         comparison = compare(recipe, parts, models, resamples=resamples, jobs=jobs, say=say)
     remarks = all_remarks(comparison.test, comparison.remarks)
     for remark in remarks:
         say(f"left out: {remark}")
     say("\n" + comparison.table.to_string(index=False))
+    missing = comparison.missingness
+    if missing is not None:
+        say("\nAUROC of fused, each modality withheld from a share of the patients who have it:")
+        say(missing.summary.to_string(index=False))
+        say(missing.verdict)
     say("\n" + comparison.verdict)
     if not is_main_process():
         return comparison
@@ -125,6 +154,8 @@ def compare_recipe(
         differences={f"{FUSED} less {name}": gap for name, gap in comparison.differences.items()},
         curves=curves(comparison.risks, comparison.test, comparison.outcome),
         curves_outcome=comparison.outcome,
+        missingness=missing and missing.table,
+        missingness_verdict=missing.verdict if missing else "",
         attrition=comparison.test.attrition,
         remarks=remarks,
     )

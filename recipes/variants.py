@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -32,19 +33,26 @@ Parts = tuple["Cohort", "Cohort | None", "Cohort"]
 """Training, validation (if there are any) and held-out patients."""
 
 
-def variants(recipe: Recipe, train: Cohort, *, pairs: bool) -> dict[str, FusionModel]:
-    """The recipe's model, its modalities alone (and in pairs), and with each other fusion head.
+def variants(
+    recipe: Recipe, train: Cohort, *, pairs: bool, heads: Sequence[str] | None = None
+) -> dict[str, FusionModel]:
+    """The recipe's model, its modalities alone (and in pairs), and with other fusion heads.
 
     Args:
         recipe: the recipe.
         train: training patients.
         pairs: whether to build pairs of modalities too.
+        heads: fusion heads to build besides the recipe's own, by name; every one unless given.
 
     Returns:
         Models that are not trained yet, by name; the recipe's own is "fused".
+
+    Raises:
+        InputError: no head has such a name.
     """
     from ..fusion.model import FUSIONS
 
+    chosen_heads = known_heads(heads)
     whole = recipe.model(train)
     names = whole.modalities
     models = {FUSED: whole}
@@ -53,16 +61,34 @@ def variants(recipe: Recipe, train: Cohort, *, pairs: bool) -> dict[str, FusionM
     for size in sizes:
         for chosen in combinations(names, size):
             models[" + ".join(chosen) + (" alone" if size == 1 else "")] = restricted(recipe.model(train), chosen)
-    for name, head in FUSIONS.items() if len(names) > 1 else ():
-        if type(whole.fusion) is not head:
-            models[name] = restricted(recipe.model(train), names, fusion=_like(head, whole.fusion))
+    for name in chosen_heads if len(names) > 1 else ():
+        if type(whole.fusion) is not FUSIONS[name]:
+            models[name] = restricted(recipe.model(train), names, fusion=_like(FUSIONS[name], whole.fusion))
     return models
+
+
+def known_heads(names: Sequence[str] | None) -> list[str]:
+    """Names of fusion heads in the order of comparisons; all of them for None.
+
+    Raises:
+        InputError: no head has such a name.
+    """
+    from ..fusion.model import FUSIONS
+
+    unknown = sorted(set(names or ()) - set(FUSIONS))
+    if unknown:
+        raise InputError(f"There is no fusion head {unknown[0]!r}; there are {', '.join(FUSIONS)}.")
+    return [name for name in FUSIONS if names is None or name in names]
 
 
 def _like(head: type[Fusion], own: Fusion) -> Fusion:
     """Another head with what it has in common with the recipe's own, so that heads are compared and not sizes."""
     known = inspect.signature(head).parameters
-    return head(**{name: value for name, value in own.describe().items() if name in known})
+    shared = {name: value for name, value in own.describe().items() if name in known}
+    if "heads" in known and "heads" not in shared:
+        # The recipe's head has a width, and need not have one that the usual number divides.
+        shared["heads"] = math.gcd(own.width, known["heads"].default)
+    return head(**shared)
 
 
 def restricted(model: FusionModel, modalities: Sequence[str], *, fusion: Fusion | None = None) -> FusionModel:
@@ -116,6 +142,8 @@ class Trained:
     seconds: float
     model: FusionModel | None = None
     """The trained model, where it is the recipe's own."""
+    without: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Of the recipe's own and of each modality alone: the risks without a modality, by modality."""
 
 
 Work = Callable[[list[Entry]], list[Trained]]
@@ -174,11 +202,13 @@ def _train_some(parts: Parts, training: Mapping[str, object], outcome: str, plan
     """Train models of a plan, or fit baselines, one after the other; a worker's part of the work."""
     from ..fusion import fit
     from ..fusion.baselines import baseline_risks
+    from ..fusion.missingness import risks_without
 
     train, valid, test = parts
     done = []
     for name, model in plan:
         began = time.perf_counter()
+        without = {}
         if model is None:
             risks = baseline_risks(name, train, test, outcome, valid=valid)
         else:
@@ -186,6 +216,8 @@ def _train_some(parts: Parts, training: Mapping[str, object], outcome: str, plan
             risks = unrefused_risks(model, test)
             told = [f"in training, {remark}" for remark in history.remarks]
             risks.attrs["remarks"] = [*told, *risks.attrs["remarks"]]
+            if name == FUSED or len(model.modalities) == 1:
+                without = risks_without(model, test)
         own = model if name == FUSED else None
-        done.append(Trained(name, risks, time.perf_counter() - began, own))
+        done.append(Trained(name, risks, time.perf_counter() - began, own, without))
     return done

@@ -121,13 +121,26 @@ def test_a_recipe_of_ones_own_is_trained_by_path_and_named_again_to_evaluate(hos
 
 def test_compare_says_whether_fusion_helped(hospital, tmp_path, capsys):
     where = ("--data", hospital, "--out", tmp_path / "comparison")
-    assert chiasm("compare", "demo", *where, "--no-pairs", "--resamples", 20, *TINY) == 0
+    few = ("--no-pairs", "--heads", "concatenation")
+    assert chiasm("compare", "demo", *where, *few, "--resamples", 20, *TINY) == 0
     told = capsys.readouterr().out
     for model in ("fused", "image alone", "labs alone", "notes alone", "static alone", "concatenation", "boosting"):
         assert model in told
     assert "fusion" in told.lower().splitlines()[-3]
     table = pd.read_csv(tmp_path / "comparison" / "comparison.csv")
     assert len(table) == 8
+    missing = pd.read_csv(tmp_path / "comparison" / "missingness.csv")
+    fused = missing[missing["model"] == "fused"]
+    assert list(fused["withheld"].unique()) == ["image", "labs", "notes", "static"]
+    assert list(fused["share"]) == [0, 0.25, 0.5, 0.75, 1] * 4
+    assert "below the best of the rest alone" in told
+    assert "When a modality goes missing" in (tmp_path / "comparison" / "report.html").read_text()
+
+
+def test_a_fusion_head_that_there_is_not_is_told_before_anything_is_read(tmp_path, capsys):
+    where = ("--data", tmp_path / "nowhere", "--out", tmp_path / "comparison")
+    assert chiasm("compare", "demo", *where, "--heads", "late,early", "--heads", "gated") == 2
+    assert "There is no fusion head 'early'; there are cross-attention, concatenation, gated" in one_line(capsys)
 
 
 def test_demo_ends_with_a_table_a_report_and_one_patient_explained(tmp_path, capsys):

@@ -92,6 +92,18 @@ def test_each_other_head_is_compared_in_the_size_and_with_the_dropout_of_the_rec
         assert built[name].modalities == ("labs", "static")
 
 
+def test_of_other_heads_those_that_are_named_are_built_and_never_the_recipes_own_again():
+    recipe = SimpleNamespace(model=lambda _: model(ConcatenationFusion(20)))
+    names = ["labs alone", "static alone"]
+    built = variants(recipe, None, pairs=True, heads=["bottleneck", "late", "concatenation"])
+    assert list(built) == ["fused", *names, "late", "bottleneck"]
+    # Of 8 heads, the usual number, 4 are the most that divide a width of 20.
+    assert built["bottleneck"].fusion.heads == 4
+    assert list(variants(recipe, None, pairs=True, heads=[])) == ["fused", *names]
+    with pytest.raises(InputError, match="There is no fusion head 'early'; there are cross-attention, concatenation"):
+        variants(recipe, None, pairs=True, heads=["late", "early"])
+
+
 def test_a_modality_that_the_model_does_not_read_is_refused():
     with pytest.raises(InputError, match="The model does not read 'image'; it reads labs, static"):
         restricted(model(None), ["image"])

@@ -99,7 +99,7 @@ def test_two_processes_train_one_model_and_one_of_them_writes_it(hospital, tmp_p
 
 
 def test_two_processes_train_one_model_after_the_other(hospital, tmp_path):
-    small = ("--set", "epochs=1", "--set", "width=16", "--resamples", 0)
+    small = ("--set", "epochs=1", "--set", "width=16", "--resamples", 0, "--heads", "concatenation")
     where = ("--data", hospital, "--out", tmp_path / "out")
     two_processes(tmp_path, "compare", tmp_path / "own.py", *where, *small, parts="labs static")
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
@@ -107,6 +107,7 @@ def test_two_processes_train_one_model_after_the_other(hospital, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "comparison.csv",
         "comparison.json",
+        "missingness.csv",
         "report.html",
     }
 

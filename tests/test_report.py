@@ -69,6 +69,17 @@ def full_report():
         differences={"Does fusion help?": paired_difference(fused, labs, cohort, outcome="died", resamples=20)},
         curves={"fused": (risk, died), "labs $x_1$ <b>alone": (risk[::-1], died)},
         curves_outcome="died",
+        missingness=pd.DataFrame(
+            {
+                "model": ["fused", "fused", "labs $x_1$ <b>alone", "labs $x_1$ <b>alone"] * 2,
+                "withheld": ["labs"] * 4 + ["image"] * 4,
+                "share": [0.0, 1.0] * 4,
+                "AUROC": [0.8, 0.6, 0.7, 0.5, 0.8, 0.7, 0.7, 0.7],
+                "low": 0.4,
+                "high": 0.9,
+            }
+        ),
+        missingness_verdict="Fused is nowhere far below the rest.",
         attrition=pd.DataFrame({"step": ["all", "adults"], "patients": [100, 80], "samples": [110, 80]}),
         remarks=["12 images could not be read."],
         history=[{"epoch": k, "train_loss": 1 / (k + 1), "valid_loss": 1.1 / (k + 1)} for k in range(4)],
@@ -86,7 +97,7 @@ def page(full_report, tmp_path_factory):
 
 def test_the_report_parses_and_every_tag_is_closed(page):
     parsed = Page(page)
-    assert parsed.tags.count("svg") == 4
+    assert parsed.tags.count("svg") == 5
     assert parsed.tags.count("h1") == 1
 
 
@@ -138,8 +149,9 @@ def test_every_table_has_a_caption_and_every_header_a_scope(page):
 
 def test_plots_have_a_description_for_those_who_do_not_see_them(page):
     described = [value for tag, name, value in Page(page).attributes if tag == "svg" and name == "aria-label"]
-    assert len(described) == 4
+    assert len(described) == 5
     assert any(value.startswith("ROC and precision-recall curves of died") for value in described)
+    assert "AUROC of died as a modality is withheld from more and more patients: labs, image" in described
 
 
 def test_the_numbers_of_every_section_are_there(full_report, page):
@@ -147,9 +159,16 @@ def test_the_numbers_of_every_section_are_there(full_report, page):
     fused = full_report.evaluations["fused"]
     value, _, interval = fused.cell("died", "AUROC").partition(" ")
     assert f"{value} {interval}" in re.sub(r"\s+", " ", text)
-    for shown in ("all 100 110", "adults 80 80", "12 images could not be read.", "the patient in row 17"):
+    for shown in (
+        "all 100 110",
+        "adults 80 80",
+        "12 images could not be read.",
+        "the patient in row 17",
+        "without image",
+    ):
         assert shown in text
     assert str(full_report.differences["Does fusion help?"]) in text
+    assert "When a modality goes missing Fused is nowhere far below the rest." in text
     assert "baseline 0.100 image +0.300 labs -0.050 risk 0.350" in text
 
 
@@ -157,7 +176,15 @@ def test_sections_without_content_are_left_out(full_report, tmp_path):
     write_report(Report("Small", {"fused": full_report.evaluations["fused"]}), tmp_path / "small.html")
     parsed = Page((tmp_path / "small.html").read_text())
     assert "svg" not in parsed.tags
-    for absent in ("Curves", "Who is in the cohort", "Remarks", "Training", "What one risk", "Differences"):
+    for absent in (
+        "Curves",
+        "Who is in the cohort",
+        "Remarks",
+        "Training",
+        "What one risk",
+        "Differences",
+        "goes missing",
+    ):
         assert absent not in parsed.text
 
 
@@ -180,6 +207,9 @@ def test_unusable_content_is_refused(full_report, tmp_path):
         write_report(Report("Empty", {}), path)
     with pytest.raises(InputError, match="attrition log lacks samples; expected step, patients, samples"):
         write_report(dataclasses.replace(full_report, attrition=full_report.attrition[["step", "patients"]]), path)
+    lacking = full_report.missingness.drop(columns="share")
+    with pytest.raises(InputError, match="table of missing modalities lacks share; expected model, withheld, share"):
+        write_report(dataclasses.replace(full_report, missingness=lacking), path)
     with pytest.raises(InputError, match="epoch of the training history lacks train_loss"):
         write_report(dataclasses.replace(full_report, history=[{"epoch": 1}]), path)
     with pytest.raises(InputError, match="curve of 'fused' needs labels of both classes"):

@@ -288,7 +288,7 @@ def test_what_was_left_out_is_told_and_stands_in_the_reports(recipe, tmp_path, c
     small = ("--data", data, "--resamples", 5)
     assert chiasm("train", recipe, "--data", data, "--out", tmp_path / "run") == 0
     assert chiasm("evaluate", tmp_path / "run", *small, "--recipe", recipe) == 0
-    assert chiasm("compare", recipe, *small, "--out", tmp_path / "comparison") == 0
+    assert chiasm("compare", recipe, *small, "--heads", "", "--out", tmp_path / "comparison") == 0
     printed = capsys.readouterr().out
     assert printed.count("left out: labs: 1 rows, because value") == 2
     assert printed.count("left out: labs: 2 measurements of 2 codes outside the vocabulary") == 2
@@ -383,13 +383,17 @@ def test_a_cross_validated_run_is_scored_once(validated, tables, tmp_path, capsy
 
 def test_models_are_compared_by_folds_where_the_recipe_is_scored_by_them(validated, tables, tmp_path, capsys):
     out = tmp_path / "comparison"
-    assert chiasm("compare", validated, "--data", tables, "--out", out, "--resamples", 20) == 0
+    few = ("--heads", "cross-attention", "--resamples", 20)
+    assert chiasm("compare", validated, "--data", tables, "--out", out, *few) == 0
     printed = capsys.readouterr().out
     assert "fold 2 of 2" in printed
     table = pd.read_csv(out / "comparison.csv")
     names = ["fused", "labs alone", "static alone", "cross-attention", "gradient boosting", "logistic regression"]
     assert list(table["model"]) == names
     comparison = json.loads((out / "comparison.json").read_text())
+    # In whichever fold patients are, a modality is withheld from them.
+    missing = pd.read_csv(out / "missingness.csv")
+    assert missing.loc[missing["share"] == 1, "patients"].max() == 48
     # All patients are held out once.
     assert all(own["counts"][0]["samples"] == 48 for own in comparison["evaluations"].values())
 
