@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..datasets.errors import InputError
 from .comparison import Comparison, Say, compare, compare_by_folds, first_binary, write_comparison
 from .cross_validation import NOTICE, cross_validated_risks
 from .recipe import Recipe
@@ -177,8 +178,15 @@ def curves(
 
 
 def read_history(folder: Path) -> list[dict[str, float]]:
-    """The epochs of a run, as `fit` wrote them."""
+    """The epochs of a run, as `fit` wrote them.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     import json
 
     path = folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged. Remove it: the report then has no curve of the training.") from error

@@ -15,6 +15,7 @@ from chiasm.recipes.__main__ import main
 from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
 from chiasm.recipes.recipe import load_recipe
 from chiasm.recipes.runs import Run, check_risks_path, open_run
+from chiasm.recipes.scoring import read_history
 
 RECIPE = '''"""Who dies, from two facts: a recipe that trains in a second."""
 
@@ -225,6 +226,14 @@ def test_a_run_of_another_schema_or_a_damaged_one_is_refused(run, recipe, edit, 
     (run / "run.json").write_text(edit(json.loads((run / "run.json").read_text())))
     with pytest.raises(InputError, match=match):
         open_run(run, str(recipe))
+
+
+@pytest.mark.parametrize("content", [b'{"epoch": 1', b"\xff", b"[" * 100_000], ids=["cut short", "not UTF-8", "deep"])
+def test_a_damaged_history_is_named_with_the_remedy(tmp_path, content):
+    assert read_history(tmp_path) == []
+    (tmp_path / "history.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=r"history.jsonl is damaged\. Remove it"):
+        read_history(tmp_path)
 
 
 def test_risks_are_not_computed_for_a_place_that_is_a_folder(tmp_path):
