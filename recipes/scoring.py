@@ -19,6 +19,7 @@ from .variants import FUSED, known_heads, variants
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
+    from ..fusion.report import Report
 
 
 def score_run(run: Run, data: Path, *, baselines: bool, resamples: int, say: Say) -> None:
@@ -122,7 +123,7 @@ def compare_recipe(
         InputError: no outcome is binary, or no head has such a name.
     """
     from ..fusion.processes import is_main_process
-    from ..fusion.report import Report, write_report
+    from ..fusion.report import write_report
 
     # A wrong name is told before anything is read.
     known_heads(heads)
@@ -135,6 +136,15 @@ def compare_recipe(
         models = variants(recipe, parts[0], pairs=pairs, heads=heads)
         comparison = compare(recipe, parts, models, resamples=resamples, jobs=jobs, say=say)
     remarks = all_remarks(comparison.test, comparison.remarks)
+    _say_comparison(comparison, remarks, say)
+    if is_main_process():
+        write_comparison(comparison, out)
+        write_report(_comparison_report(recipe, comparison, remarks), out / "report.html")
+        say(f"\nThe table is {out / 'comparison.csv'}, the report {out / 'report.html'}.")
+    return comparison
+
+
+def _say_comparison(comparison: Comparison, remarks: Sequence[str], say: Say) -> None:
     for remark in remarks:
         say(f"left out: {remark}")
     say("\n" + comparison.table.to_string(index=False))
@@ -144,10 +154,13 @@ def compare_recipe(
         say(missing.summary.to_string(index=False))
         say(missing.verdict)
     say("\n" + comparison.verdict)
-    if not is_main_process():
-        return comparison
-    write_comparison(comparison, out)
-    report = Report(
+
+
+def _comparison_report(recipe: Recipe, comparison: Comparison, remarks: Sequence[str]) -> Report:
+    from ..fusion.report import Report
+
+    missing = comparison.missingness
+    return Report(
         title=f"{recipe.name}: does fusion help here?",
         evaluations=comparison.evaluations,
         summary=comparison.verdict,
@@ -160,9 +173,6 @@ def compare_recipe(
         attrition=comparison.test.attrition,
         remarks=remarks,
     )
-    write_report(report, out / "report.html")
-    say(f"\nThe table is {out / 'comparison.csv'}, the report {out / 'report.html'}.")
-    return comparison
 
 
 def curves(
