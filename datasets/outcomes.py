@@ -9,6 +9,7 @@ import pandas as pd
 
 from .checks import TableCheck
 from .errors import InputError
+from .times import are_dates
 from .words import as_words
 
 KINDS = ("binary", "categorical", "continuous")
@@ -76,6 +77,11 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
             raise InputError(
                 f"outcomes.{name} has cells that say {unfilled!r}. Leave them blank if the outcome is unknown there; "
                 f'if it is a class, say so: outcome_kinds={{"{name}": "categorical"}}.'
+            )
+        if are_dates(pd.Series(known)):
+            raise InputError(
+                f"outcomes.{name} holds dates, each of which would be a class. Give what is asked: whether it "
+                "happened, or a duration."
             )
         if all(word.lower() in _TRUTH for word in known):
             wanted = "binary"

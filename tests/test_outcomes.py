@@ -78,6 +78,12 @@ def test_a_word_that_programs_write_for_a_blank_is_no_class_unless_it_is_said_to
     assert Cohort(outcomes(y=["0", "1", word]), outcome_kinds={"y": "categorical"}).outcomes["y"].iloc[2] == word
 
 
+@pytest.mark.parametrize("dates", [["2031-05-18", "2031-06-01", None], [NOW, NOW + pd.Timedelta("1D"), pd.NaT]])
+def test_dates_are_no_classes(dates):
+    with pytest.raises(InputError, match=r"outcomes.died_on holds dates, each of which would be a class. Give what"):
+        Cohort(outcomes(died_on=dates))
+
+
 def test_times_that_are_none_are_told_before_the_kinds_of_outcomes():
     with pytest.raises(InputError, match=r"data row 1 \(and 2 more such rows\): prediction_time is not a time"):
         Cohort(outcomes().assign(prediction_time="2024-03-01 12:00 CET"))
