@@ -137,8 +137,10 @@ def _refused(cohort: Cohort) -> list[Finding]:
     findings = []
     for (table, reason), count in listed.items():
         rows = [one.row for one in cohort.exclusions if (one.table, one.reason) == (table, reason)]
-        kept = getattr(cohort, table, None)
-        share = count / (count + (0 if kept is None else len(kept)))
+        # What MEDS refuses is of a file, and its rows stand in all tables of events.
+        tables = (table,) if hasattr(cohort, table) else ("labs", "notes", "images", "static")
+        kept = sum(len(own) for name in tables if (own := getattr(cohort, name)) is not None)
+        share = count / (count + kept)
         findings.append(
             Finding(
                 "misleads" if share > MANY else "note",

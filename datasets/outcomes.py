@@ -10,11 +10,9 @@ import pandas as pd
 from .checks import TableCheck
 from .errors import InputError
 from .times import are_dates
-from .words import as_words
+from .words import UNFILLED, as_words
 
 KINDS = ("binary", "categorical", "continuous")
-# What statistical programs and databases write where nothing is known, in lower case.
-_UNFILLED = {"na", "n/a", "#n/a", "<na>", "nan", "null", "."}
 _TRUTH = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
@@ -72,7 +70,7 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
                 f"outcomes.{name} is blank throughout, so its kind cannot be told. "
                 f'Give it: Cohort(..., outcome_kinds={{"{name}": "binary"}}), or drop the column.'
             )
-        unfilled = next((word for word in known if word.lower() in _UNFILLED), None)
+        unfilled = next((word for word in known if word.lower() in UNFILLED), None)
         if unfilled is not None:
             raise InputError(
                 f"outcomes.{name} has cells that say {unfilled!r}. Leave them blank if the outcome is unknown there; "

@@ -15,7 +15,7 @@ import pandas as pd
 from .checks import Excerpt, Policy, TableCheck
 from .errors import InputError
 from .times import are_dates, parse_times
-from .words import Words, as_words
+from .words import UNFILLED, Words, as_words
 
 REQUIRED = {
     "outcomes": ("subject_id", "prediction_time"),
@@ -225,10 +225,13 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
     truth = text[filled].str.lower()
     if truth.isin(["true", "false"]).all():
         return truth.eq("true").astype("float32").reindex(values.index)
-    numbers = pd.to_numeric(text.where(filled), errors="coerce")
+    unfilled = truth.isin(UNFILLED).reindex(values.index, fill_value=False).to_numpy()
+    numbers = pd.to_numeric(text.where(filled & ~unfilled), errors="coerce")
     # 007 is a code, and so are its like: as a number it would not be told from 7.
-    if numbers[filled].isna().any() or text[filled].str.match(r"[+-]?0\d").any():
+    if numbers[filled & ~unfilled].isna().any() or numbers.isna().all() or text[filled].str.match(r"[+-]?0\d").any():
         return text.where(filled)
+    # One NA among numbers would make a category of every age.
+    check.refuse(filled & unfilled, f"{column} says NA or the like", "Leave the cell blank if nothing is known")
     return _finite(numbers, check, column)
 
 

@@ -11,6 +11,9 @@ from numbers import Integral, Real
 import numpy as np
 import pandas as pd
 
+UNFILLED = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "."})
+"""What statistical programs and databases write where nothing is known, in lower case."""
+
 
 @dataclass(frozen=True)
 class Words:

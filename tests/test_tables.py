@@ -503,6 +503,16 @@ def test_a_row_that_states_nothing_is_no_fact():
     assert Cohort(outcomes(), static=table[["subject_id"]]).modalities == ()
 
 
+@pytest.mark.parametrize("word", ["NA", "N/A", "null", "."])
+def test_a_word_for_nothing_among_static_facts_is_refused_and_makes_no_categories_of_numbers(word):
+    table = pd.DataFrame({"subject_id": [1, 2, 3], "age": ["50", word, "61.5"]})
+    with pytest.raises(InputError, match=r"static, data row 2: age says NA or the like. Leave the cell blank"):
+        Cohort(outcomes(), static=table)
+    cohort = Cohort(outcomes(), static=table, invalid="exclude")
+    assert [(e.table, e.row) for e in cohort.exclusions] == [("static", 2)]
+    assert cohort.static["age"].tolist() == [50, 61.5]
+
+
 def test_a_second_static_row_of_a_patient_is_refused():
     with pytest.raises(InputError, match=r"static, data row 3: a second row for the same patient \(1 such rows\)"):
         Cohort(outcomes(), static=pd.DataFrame({"subject_id": [1, 2, "1"], "age": [50, 60, 70]}))
