@@ -37,6 +37,8 @@ class LabEncoder(nn.Module):
         width: of the tokens and of the recurrent state.
         layers: recurrent layers.
         dropout: probability that a hidden unit is dropped in training.
+        bends: whether a risk may bend at the quantiles of each feature of the summary. Thousands of patients
+            teach where; hundreds are learned by heart instead.
         summary_dropout: probability that a feature of the summary is dropped in training. They are
             many and say much the same, so that it may be high.
         measurement_dropout: mean share of a patient's measurements that are left out in training, drawn
@@ -57,6 +59,7 @@ class LabEncoder(nn.Module):
         *,
         layers: int = 1,
         dropout: float = 0.2,
+        bends: bool = True,
         summary_dropout: float = 0.5,
         measurement_dropout: float = 0.1,
         rare: int = 5,
@@ -73,7 +76,7 @@ class LabEncoder(nn.Module):
             raise InputError(f"summary_dropout is {summary_dropout}; expected a probability from 0 to below 1.")
         if not 0 <= measurement_dropout < 0.5:
             raise InputError(f"measurement_dropout is {measurement_dropout}; expected a share from 0 to below 0.5.")
-        self.width, self.layers, self.dropout = width, layers, dropout
+        self.width, self.layers, self.dropout, self.bends = width, layers, dropout, bends
         self.summary_dropout, self.measurement_dropout = summary_dropout, measurement_dropout
         self.reader = LabReader(rare=rare, resolution=resolution, steps=steps)
 
@@ -96,7 +99,7 @@ class LabEncoder(nn.Module):
             self.bend.fit(torch.cat(tables))
 
     def describe(self) -> dict[str, object]:
-        names = ("width", "layers", "dropout", "summary_dropout", "measurement_dropout")
+        names = ("width", "layers", "dropout", "bends", "summary_dropout", "measurement_dropout")
         settings = {name: getattr(self, name) for name in names}
         reader = {"rare": self.reader.rare, "resolution": self.reader.resolution, "steps": self.reader.steps}
         return {"settings": settings | reader, "reader": self.reader.state()}
@@ -111,7 +114,7 @@ class LabEncoder(nn.Module):
         self.step_in = nn.Sequential(nn.Linear(3 * self.codes + 2, self.width), nn.LayerNorm(self.width))
         between = self.dropout if self.layers > 1 else 0.0
         self.gru = nn.GRU(self.width, self.width, self.layers, batch_first=True, dropout=between)
-        self.bend = SummaryFeatures(self.codes)
+        self.bend = SummaryFeatures(self.codes, bends=self.bends)
         self.summary = nn.Sequential(
             nn.Dropout(self.summary_dropout),
             nn.Linear(self.bend.features, self.width),

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from ..datasets.errors import InputError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+# A scratch folder this old is nobody's any more: to fill one takes minutes.
+_ABANDONED = 3600
+"""Seconds."""
 
 
 @contextmanager
@@ -38,6 +42,7 @@ def new_folder(folder: Path, kind: str) -> Iterator[Path]:
     """
     folder = Path(folder).resolve()
     restore_retired(folder)
+    _clear_abandoned(folder)
     _refuse_to_replace(folder, kind)
     # Not by mkdtemp, which would leave a folder that only its owner may read.
     scratch = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
@@ -101,6 +106,13 @@ def restore_retired(folder: Path) -> None:
     retired = folder.with_name(f".{folder.name}-retired")
     if retired.is_dir() and not folder.exists():
         retired.rename(folder)
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Remove scratch folders that kills have left; each is as large as what was to be saved."""
+    for scratch in folder.parent.glob(f".{folder.name}-{'[0-9a-f]' * 8}"):
+        if time.time() - scratch.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

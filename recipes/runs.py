@@ -65,12 +65,16 @@ class Run:
                 f"{self.folder} holds a run that was trained on other patients. Give another --out, or the data of "
                 "that run to go on with it."
             )
+        if earlier:
+            say(f"{self.folder} holds this run already: it goes on where it was stopped")
         # Nothing is written before the data and the settings were found to be in order.
         parts = {"train": train, "valid": valid, "held out": test}
         on_start = None if earlier else lambda: self._write(cohort, parts)
         model, histories = self._fit(train, valid, on_start)
         for remark in histories[0].remarks:
             say(f"left out: {remark}")
+        for told in histories[0].tuning:
+            say(told)
         for history in histories:
             done = history.epochs[history.best_epoch - 1]
             losses = ", ".join(f"{name.replace('_', ' ')} {done[name]:.4f}" for name in done if name.endswith("loss"))

@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -193,7 +194,9 @@ def _by_several(work: Work, plan: list[Entry], jobs: int) -> Iterator[Trained]:
     # What reads most takes longest, and begins first.
     plan = sorted(plan, key=lambda entry: len(entry[1].modalities) if entry[1] else 0, reverse=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+    with warnings.catch_warnings(), parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+        # A worker that has grown by a model and its data is renewed, as it should be.
+        warnings.filterwarnings("ignore", message="A worker stopped", category=UserWarning)
         for results in in_parallel(work, plan, "training models", chunk=1):
             yield from results
 

@@ -402,3 +402,13 @@ def test_a_file_is_written_into_folders_that_are_made_for_it_and_behind_a_link(t
     write_whole(tmp_path / "link.csv", "new")
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "a" / "real.csv").read_text() == "new"
+
+
+def test_what_a_kill_left_behind_long_ago_is_cleared_and_what_another_writes_now_stays(tmp_path):
+    old, new = tmp_path / ".made-0123abcd", tmp_path / ".made-89ef4567"
+    for left in (old, new, tmp_path / ".made-notes"):
+        left.mkdir()
+        os.utime(left, (0, 0))
+    os.utime(new)
+    write(tmp_path / "made")
+    assert {path.name for path in tmp_path.iterdir()} == {"made", new.name, ".made-notes"}

@@ -46,6 +46,7 @@ PLANS = {
     "image, efficientnet in colour": lambda: ImageEncoder("test_efficientnet", size=64, channels=3, grid=1),
     "labs": lambda: LabEncoder(16, rare=1),
     "labs, two layers": lambda: LabEncoder(8, rare=1, layers=2, steps=2),
+    "labs, no bends": lambda: LabEncoder(8, rare=1, bends=False),
     "notes, fresh BERT": lambda: NoteEncoder(BERT, length=12, overlap=4),
     "notes, fresh RoBERTa": lambda: NoteEncoder(ROBERTA, length=32, overlap=4, most=3),
     "notes, fresh DistilBERT": lambda: NoteEncoder(DISTILBERT, length=32, overlap=4),

@@ -1,5 +1,6 @@
 """Runs: what a folder of one promises, and that nobody is evaluated on who was trained on."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -413,9 +414,11 @@ def test_models_are_compared_by_folds_where_the_recipe_is_scored_by_them(validat
 def test_ctrl_c_ends_in_a_line_and_the_best_weights_stay(recipe, tables, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "chiasm.recipes", "train", recipe, "--data", tables, "--out", run]
-    child = subprocess.Popen(
-        [*map(str, command), "--set", "epochs=100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A shell that started the tests in the background has made them, and their children, deaf to Ctrl-C.
+    hearing = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command += ["--set", "epochs=100000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([*map(str, command)], **pipes, preexec_fn=hearing)
     waited = time.monotonic() + 240
     while not (run / "checkpoint" / "manifest.json").is_file() and time.monotonic() < waited:
         assert child.poll() is None, child.communicate()[1]
