@@ -25,7 +25,7 @@ from chiasm.recipes.recipe import Card
 CARD = Card(
     outcome="icu: intensive care at any time of the illness (binary)",
     data="COVID-19 image collection: metadata.csv and images/",
-    cost="about 6 min on 2 cores for 5 folds, twice, with and without notes",
+    cost="about 7 min on 1 core for 5 folds, twice, with and without notes",
     score="AUROC about 0.6 to 0.8, and no more than the source and the view alone give",
 )
 
