@@ -26,6 +26,7 @@ _BLOCK_BYTES = 64 << 20
 # thousandth, says the same again and again, and would fill the memory.
 _MOST_ROWS_A_BYTE, _MOST_INFLATION = 10, 1000
 _HARMLESS_ROWS, _HARMLESS_BYTES = 1_000_000, 64 << 20
+_OTHER_SEPARATORS = (";", "\t", "|")
 
 
 def pieces(path: Path, columns: Sequence[str] | None = None, words: Sequence[str] = ()) -> Iterator[pa.Table]:
@@ -125,7 +126,14 @@ def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str])
     names = _first_line(path)
     if not names:
         raise InputError(f"{path} is empty. It needs a first line of column names.")
+    if len(names) == 1 and any(mark in names[0] for mark in _OTHER_SEPARATORS):
+        raise InputError(f"{path} is not separated by commas. Save it with commas between its columns.")
     wanted = [k for k, name in enumerate(names) if columns is None or name in columns]
+    if not wanted:
+        raise InputError(
+            f"The first line of {path} names none of the columns {', '.join(columns)}. Write their names as here, in "
+            "lower case."
+        )
     ragged: list[pa_csv.InvalidRow] = []
     read = pa_csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=_block_bytes(path))
     parse = pa_csv.ParseOptions(

@@ -121,7 +121,7 @@ def test_a_blank_image_path_does_not_become_the_folder(tmp_path):
         (OUTCOMES + '9,2031-05-17,"1\n10,2031-05-17,0\n', "outcomes.csv has a quotation mark that is never closed"),
         (
             OUTCOMES.replace(",", ";"),
-            "outcomes lacks the columns subject_id, prediction_time; it has subject_id;prediction_time",
+            "outcomes.csv is not separated by commas",
         ),
         (OUTCOMES.replace("died", "subject_id"), "outcomes has the column subject_id twice"),
         ("," + OUTCOMES.replace("\n", "\n0,", 2), "outcomes has a column without a name .* index=False"),
@@ -198,4 +198,18 @@ def test_doubled_columns_of_an_event_table_are_refused_whatever_they_hold(tmp_pa
     paths = pa.MapArray.from_arrays([0, 1], ["k"], [1])
     pq.write_table(images.append_column("path", paths), tmp_path / "images.parquet")
     with pytest.raises(InputError, match=r"images\.parquet has the column path twice. Rename or drop one of them"):
+        Cohort.read(tmp_path)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_table_with_other_marks_than_commas_is_refused_by_what_it_lacks(tmp_path, mark):
+    write(tmp_path, outcomes=OUTCOMES, labs=LABS.replace(",", mark))
+    with pytest.raises(InputError, match=r"labs\.csv is not separated by commas. Save it with commas"):
+        Cohort.read(tmp_path)
+
+
+def test_a_table_of_which_no_column_is_known_says_how_columns_are_called(tmp_path):
+    first, rest = LABS.split("\n", 1)
+    write(tmp_path, outcomes=OUTCOMES, labs=f"{first.upper()}\n{rest}")
+    with pytest.raises(InputError, match=r"labs\.csv names none of the columns .*value.*in lower case"):
         Cohort.read(tmp_path)
