@@ -1,6 +1,6 @@
 """Mutated image files give pixels in range or a refusal: no crash, hang, foreign exception or flood of memory.
 
-By hand, `python tests/test_fuzz_images.py 10000` reads so many mutants in one process and prints what came of them.
+By hand, `python -m tests.test_fuzz_images 10000` reads so many mutants in one process and prints what came of them.
 """
 
 import base64
@@ -8,16 +8,12 @@ import gzip
 import io
 import json
 import random
-import signal
 import struct
 import sys
-import tempfile
-import time
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +25,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
+
+from .mutant_watch import Watch, by_hand
 
 REAL = Path(__file__).parents[1].parent / "shared/data/dicom"
 CODESTREAMS = json.loads((Path(__file__).parent / "codestreams.json").read_text(encoding="utf-8"))
@@ -318,31 +316,6 @@ def mutants(count: int) -> Iterator[tuple[str, bytes]]:
         yield name, made[name](own) if name in made else mutated(whole[name], own)
 
 
-# What is watched
-
-
-def peak_bytes() -> int:
-    """The largest resident memory of this process since it was last reset (VmHWM of Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-@contextmanager
-def alarmed() -> Iterator[None]:
-    """An end to whatever takes too much of the processor; code in C cannot be stopped so, and shows in the seconds."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, 2 * MOST_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
 def outcome(path: Path, frame: int | None = None) -> str:
     """What came of a mutant: read, refused, or what is wrong with how it was taken."""
     try:
@@ -355,50 +328,27 @@ def outcome(path: Path, frame: int | None = None) -> str:
     return "read" if right else "pixels out of range"
 
 
-def run(count: int, folder: Path, report: bool = False) -> Counter[tuple[str, str]]:
-    """Read mutants one after the other; what came of each kind, and every defect, which is printed."""
-    found, slowest, largest = Counter(), (0.0, ""), (0, "")
+def run(count: int, folder: Path, first: int = 0, *, report: bool = False) -> Watch:
+    """Read mutants one after the other, from the first that is asked for."""
+    watch = Watch(MOST_SECONDS, MOST_BYTES, report)
     series = folder / SERIES
     series.mkdir()
     for height in (2.5, 5):
         slices = {"ImagePositionPatient": [0, 0, height], "SOPInstanceUID": f"1.2.3.{height}"}
         (series / f"{height}.dcm").write_bytes(packed(header(PixelData=GREY.tobytes(), **slices)))
-    for number, (name, data) in enumerate(mutants(count)):
+    for number, (name, data) in enumerate(mutants(first + count)):
+        if number < first:
+            continue
         path = series if name == SERIES else folder / "mutant"
         (series / "0.dcm" if name == SERIES else path).write_bytes(data)
-        # Resets the peak (Linux).
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before, start = peak_bytes(), time.process_time()
-        with alarmed():
-            result = outcome(path, 0 if name in OF_FRAMES else None)
-        seconds, more = time.process_time() - start, peak_bytes() - before
-        if seconds > MOST_SECONDS or more > MOST_BYTES:
-            result = f"took {seconds:.1f} s and {more / 2**20:.0f} MiB"
-        slowest, largest = max(slowest, (seconds, name)), max(largest, (more, name))
-        found[name, result if result in ("read", "refused") else "defect"] += 1
-        if result not in ("read", "refused"):
-            print(f"mutant {number} ({name}, {len(data)} bytes): {result}", flush=True)
-        if report and number % 500 == 499:
-            print(f"{number + 1} mutants, slowest {slowest}, largest {largest}", file=sys.stderr, flush=True)
-    if report:
-        print(f"slowest {slowest[0]:.2f} s ({slowest[1]}); most memory {largest[0] / 2**20:.0f} MiB ({largest[1]})")
-    return found
+        watch.take(number, name, partial(outcome, path, 0 if name in OF_FRAMES else None))
+    return watch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc")
 def test_mutated_files_give_pixels_in_range_or_a_refusal(tmp_path: Path):
-    found = run(200, tmp_path)
-    assert not {kind for kind, result in found if result == "defect"}
-    assert sum(count for (_, result), count in found.items() if result == "refused") > 80
+    run(200, tmp_path).require_sound(refused=80)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        counted = run(int(sys.argv[1]), Path(scratch), report=True)
-    for kind in sorted({kind for kind, _ in counted}):
-        print(f"{kind:>24}: " + ", ".join(f"{counted[kind, end]} {end}" for end in ("read", "refused", "defect")))
-    results = Counter()
-    for (_, end), number in counted.items():
-        results[end] += number
-    print(dict(results))
-    sys.exit(results["defect"] > 0)
+    by_hand(partial(run, report=True))

@@ -1,6 +1,6 @@
 """Mutated tables give a cohort of finite numbers or a refusal: no crash, hang, foreign exception or flood of memory.
 
-By hand, `python tests/test_fuzz_tables.py 10000` reads so many mutants in one process and prints what came of them;
+By hand, `python -m tests.test_fuzz_tables 10000` reads so many mutants in one process and prints what came of them;
 a second number is that of the first mutant, so that several processes may share the work.
 """
 
@@ -12,16 +12,13 @@ import io
 import json
 import random
 import shutil
-import signal
 import struct
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +30,8 @@ from chiasm.datasets import Cohort, InputError
 from chiasm.datasets.fhir import read_fhir
 from chiasm.datasets.outcomes import encode_outcomes
 from chiasm.datasets.physionet2012 import read_physionet2012
+
+from .mutant_watch import Watch, by_hand
 
 SECRET = "SECRET"
 MOST_BYTES = 2**28
@@ -342,31 +341,6 @@ def mutants(count: int, first: int) -> Iterator[tuple[int, str, Files]]:
         yield number, name, mutated(whole[name], random.Random(number))
 
 
-# What is watched
-
-
-def peak_bytes() -> int:
-    """The largest resident memory of this process since it was last reset (VmHWM of Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-@contextmanager
-def alarmed() -> Iterator[None]:
-    """An end to whatever takes too much of the processor; code in C cannot be stopped so, and shows in the seconds."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, 4 * MOST_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
 def outcome(read: Callable[[Path], Cohort], folder: Path) -> str:
     """What came of a mutant: read, refused, or what is wrong with how it was taken."""
     try:
@@ -391,59 +365,23 @@ def outcome(read: Callable[[Path], Cohort], folder: Path) -> str:
     return "read"
 
 
-def watched(read: Callable[[Path], Cohort], folder: Path) -> tuple[str, float, int]:
-    """What came of a mutant, in how many seconds of the processor and bytes of memory."""
-    # Resets the peak (Linux).
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before, start = peak_bytes(), time.process_time()
-    try:
-        with alarmed():
-            result = outcome(read, folder)
-    except (Exception, KeyboardInterrupt) as error:
-        result = f"raised {type(error).__name__}: {str(error)[:300]!r}"
-    return result, time.process_time() - start, peak_bytes() - before
-
-
-def run(count: int, scratch: Path, *, first: int = 0, report: bool = False) -> Counter[tuple[str, str]]:
-    """Read mutants one after the other; what came of each source, and every defect, which is printed."""
-    found, slowest, largest = Counter(), (0.0, ""), (0, "")
+def run(count: int, scratch: Path, first: int = 0, *, report: bool = False) -> Watch:
+    """Read mutants one after the other, from the first that is asked for."""
+    watch = Watch(MOST_SECONDS, MOST_BYTES, report)
     folder = scratch / "mutant"
     for number, name, files in mutants(count, first):
         shutil.rmtree(folder, ignore_errors=True)
         for path, data in files.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(data)
-        result, seconds, more = watched(SOURCES[name][1], folder)
-        if seconds > MOST_SECONDS:
-            # What a machine that is shared does with its clocks, it does not do twice.
-            result, seconds, more = watched(SOURCES[name][1], folder)
-        if seconds > MOST_SECONDS or more > MOST_BYTES:
-            result = f"took {seconds:.1f} s and {more / 2**20:.0f} MiB"
-        slowest, largest = max(slowest, (seconds, name)), max(largest, (more, name))
-        found[name, result if result in ("read", "refused") else "defect"] += 1
-        if result not in ("read", "refused"):
-            print(f"mutant {number} ({name}): {result}", flush=True)
-        if report and number % 500 == 499:
-            print(f"mutant {number}, slowest {slowest}, largest {largest}", file=sys.stderr, flush=True)
-    if report:
-        print(f"slowest {slowest[0]:.2f} s ({slowest[1]}); most memory {largest[0] / 2**20:.0f} MiB ({largest[1]})")
-    return found
+        watch.take(number, name, partial(outcome, SOURCES[name][1], folder))
+    return watch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are read from /proc")
 def test_mutated_tables_give_finite_numbers_or_a_refusal(tmp_path: Path):
-    found = run(180, tmp_path)
-    assert not {name for name, result in found if result == "defect"}
-    assert sum(count for (_, result), count in found.items() if result == "refused") > 60
+    run(180, tmp_path).require_sound(refused=60)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        counted = run(int(sys.argv[1]), Path(scratch), first=int([*sys.argv, 0][2]), report=True)
-    for name in SOURCES:
-        print(f"{name:>24}: " + ", ".join(f"{counted[name, end]} {end}" for end in ("read", "refused", "defect")))
-    results = Counter()
-    for (_, end), number in counted.items():
-        results[end] += number
-    print(dict(results))
-    sys.exit(results["defect"] > 0)
+    by_hand(partial(run, report=True))
