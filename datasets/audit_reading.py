@@ -19,7 +19,7 @@ from .errors import InputError
 from .files import find_table, read_table, resolve_paths
 from .meds import read_division, read_undivided
 from .subject_ids import subject_names
-from .tables import REQUIRED, require_columns
+from .tables import EVENT_TABLES, REQUIRED, require_columns
 from .times import are_dates, parse_times
 from .words import as_words
 
@@ -138,7 +138,7 @@ def _refused(cohort: Cohort) -> list[Finding]:
     for (table, reason), count in listed.items():
         rows = [one.row for one in cohort.exclusions if (one.table, one.reason) == (table, reason)]
         # What MEDS refuses is of a file, and its rows stand in all tables of events.
-        tables = (table,) if hasattr(cohort, table) else ("labs", "notes", "images", "static")
+        tables = (table,) if table in REQUIRED else (*EVENT_TABLES, "static")
         kept = sum(len(own) for name in tables if (own := getattr(cohort, name)) is not None)
         share = count / (count + kept)
         findings.append(

@@ -14,7 +14,7 @@ from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
 from .augmentation import drop_measurements
 from .lab_grid import lab_grid, step_features
-from .lab_summary import SummaryFeatures, summary_table
+from .lab_summary import PlainFeatures, SummaryFeatures, summary_table
 from .tokens import Tokens, no_tokens
 
 # Quantiles of so many samples are known to about 1 %, and memory stays bounded.
@@ -83,10 +83,11 @@ class LabEncoder(nn.Module):
     def build(self, cohort: Cohort) -> None:
         self.reader.fit(cohort)
         self._make_layers()
-        self._fit_summary(cohort)
+        if self.bends:
+            self._fit_summary(cohort)
 
     def _fit_summary(self, cohort: Cohort) -> None:
-        """Learn quantiles and scales of the summary from training samples."""
+        """Learn where the summary bends, and its scales, from training samples."""
         chosen = np.zeros(len(cohort), bool)
         chosen[np.linspace(0, len(cohort) - 1, min(len(cohort), _SUMMARISED)).astype(int)] = True
         packed = self.reader.pack(cohort.keep(chosen, why="summarised"))
@@ -114,7 +115,7 @@ class LabEncoder(nn.Module):
         self.step_in = nn.Sequential(nn.Linear(3 * self.codes + 2, self.width), nn.LayerNorm(self.width))
         between = self.dropout if self.layers > 1 else 0.0
         self.gru = nn.GRU(self.width, self.width, self.layers, batch_first=True, dropout=between)
-        self.bend = SummaryFeatures(self.codes, bends=self.bends)
+        self.bend = (SummaryFeatures if self.bends else PlainFeatures)(self.codes)
         self.summary = nn.Sequential(
             nn.Dropout(self.summary_dropout),
             nn.Linear(self.bend.features, self.width),

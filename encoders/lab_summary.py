@@ -77,17 +77,15 @@ class SummaryFeatures(nn.Module):
 
     Args:
         codes: analytes in the vocabulary.
-        bends: whether there are ramps, and all is standardised; else the numbers stand as they are.
 
     Source: piecewise linear encoding, Gorishniy et al., On Embeddings for Numerical Features in
     Tabular Deep Learning, NeurIPS 2022, section 3.2. We differ: the outermost ramps end as the
     others do, the number itself stands beside its ramps, and all are standardised.
     """
 
-    def __init__(self, codes: int, *, bends: bool = True) -> None:
+    def __init__(self, codes: int) -> None:
         super().__init__()
-        self.bends = bends
-        statistics, ramps = len(STATISTICS), len(_KNOTS) - 1 if bends else 0
+        statistics, ramps = len(STATISTICS), len(_KNOTS) - 1
         self.features = codes * (statistics * (1 + ramps) + 1)
         # Until it is fitted: values in robust standard deviations, and ramps that cover them.
         start = torch.linspace(-2, 2, len(_KNOTS))
@@ -100,8 +98,6 @@ class SummaryFeatures(nn.Module):
     @torch.no_grad()
     def fit(self, table: Float[Tensor, "sample code statistic"]) -> None:
         """Learn quantiles, scales and what the features' means and deviations are, from training samples."""
-        if not self.bends:
-            return
         levels = (*_KNOTS, *_TAILS, 0.5)
         # One analyte at a time: sorting makes copies.
         for code in range(table.shape[1]):
@@ -123,13 +119,27 @@ class SummaryFeatures(nn.Module):
     def _features(self, table: Tensor) -> Tensor:
         known = table.isfinite()
         number = ((table - self.centre) / self.scale).clamp(-_LIMIT, _LIMIT)
-        if not self.bends:
-            plain = torch.where(known, number, 0.0)
-            return torch.cat([plain.flatten(1), known[:, :, 0].to(table.dtype)], 1)
         begin, width = self.knots[..., :-1], self.knots.diff(dim=-1).clamp(min=_NARROWEST)
         ramps = ((table[..., None] - begin) / width).clamp(0, 1)
         bent = torch.where(known[..., None], torch.cat([number[..., None], ramps], -1), 0.0)
         return torch.cat([bent.flatten(1), known[:, :, 0].to(table.dtype)], 1)
+
+
+class PlainFeatures(nn.Module):
+    """Each statistic as it stands, and which analytes were measured: little to learn by heart from.
+
+    Args:
+        codes: analytes in the vocabulary.
+    """
+
+    def __init__(self, codes: int) -> None:
+        super().__init__()
+        self.features = codes * (len(STATISTICS) + 1)
+
+    def forward(self, table: Float[Tensor, "series code statistic"]) -> Float[Tensor, "series feature"]:
+        known = table.isfinite()
+        numbers = torch.where(known, table, 0.0).clamp(-_LIMIT, _LIMIT)
+        return torch.cat([numbers.flatten(1), known[:, :, 0].to(table.dtype)], 1)
 
 
 def _quantiles(columns: Float[Tensor, "sample statistic"], levels: tuple[float, ...]) -> Tensor:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
-from .state import FusedState, refuse_attention, refuse_other_sizes
+from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry
 
 
@@ -26,8 +25,7 @@ class ConcatenationFusion(nn.Module):
 
     def __init__(self, width: int = 256, *, dropout: float = 0.1) -> None:
         super().__init__()
-        if width < 1 or not 0 <= dropout < 1:
-            raise InputError(f"width is {width} and dropout {dropout}; expected at least 1, and 0 to below 1.")
+        require_sizes(dropout, width=width)
         self.width, self.dropout = width, dropout
         self.widths: dict[str, int] = {}
         self.outcomes = 0

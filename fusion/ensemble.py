@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from safetensors.torch import save_file
 
 from ..datasets.errors import InputError
 from .artifact import MANIFEST, checked_folder, new_folder
@@ -92,8 +91,7 @@ class Ensemble:
         described = {"members": [member.describe() for member in self.members], "thresholds": self.thresholds_}
         with new_folder(Path(folder), "ensemble") as scratch:
             for number, member in enumerate(self.members):
-                weights = {name: value.detach().cpu().contiguous() for name, value in member.state_dict().items()}
-                save_file(weights, scratch / _weights_of(number))
+                member.save_weights(scratch / _weights_of(number))
             (scratch / "ensemble.json").write_text(json.dumps(described))
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
     samples = encode_once(model, model.read(cohort), cohort.store)
     names = model.modalities
     subsets = np.arange(2 ** len(names))
-    worth = worth_of_subsets(model, samples, batch_size)
+    worth = worth_of_subsets(model, samples, subsets.tolist(), batch_size)
     status = _status(samples, np.isfinite(worth).all(0))
     worth = np.where(status == "ok", worth, np.nan)
     columns = model.heads.columns
@@ -158,23 +159,23 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
     return pd.concat(frames, ignore_index=True).astype({"outcome": "str", "status": "str"})
 
 
-def worth_of_subsets(model: FusionModel, samples: Samples, batch_size: int) -> np.ndarray:
-    """The risk when only some modalities are there: `[subset, sample, column]`, a bit a modality."""
+def worth_of_subsets(model: FusionModel, samples: Samples, subsets: Sequence[int], batch_size: int) -> np.ndarray:
+    """The risk when only some modalities are there: `[subset, sample, column]`; of a subset, a bit a modality."""
     require_whole("batch_size", batch_size, least=1)
     names = model.modalities
     device = next(model.parameters()).device
-    worth = np.full((2 ** len(names), len(samples), len(model.heads.columns)), np.nan)
+    worth = np.full((len(subsets), len(samples), len(model.heads.columns)), np.nan)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
             # Every modality is encoded once; the subsets differ in what the fusion head may read.
             tokens = model.encode(to_device(samples[positions], device))
-            for subset in range(2 ** len(names)):
+            for number, subset in enumerate(subsets):
                 kept = {
                     name: torch.full((len(positions),), bool(subset >> place & 1), device=device)
                     for place, name in enumerate(names)
                 }
-                worth[subset, positions] = model.fuse(withhold(tokens, kept)).value.double().cpu().numpy()
+                worth[number, positions] = model.fuse(withhold(tokens, kept)).value.double().cpu().numpy()
     model.train(was_training)
     return worth

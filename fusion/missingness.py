@@ -42,11 +42,12 @@ def risks_without(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
 
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
-    worth = worth_of_subsets(model, samples, batch_size)
+    everything = 2 ** len(model.modalities) - 1
+    all_but_one = [everything ^ (1 << place) for place in range(len(model.modalities))]
+    worth = worth_of_subsets(model, samples, all_but_one, batch_size)
     columns = model.heads.columns
     tables = {}
-    for place, name in enumerate(model.modalities):
-        risk = worth[(len(worth) - 1) ^ (1 << place)].ravel()
+    for name, risk in zip(model.modalities, worth.reshape(len(worth), -1), strict=True):
         present = np.diff(samples.parts[name].offsets) > 0
         tables[name] = pd.DataFrame(
             {

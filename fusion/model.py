@@ -228,9 +228,12 @@ class FusionModel(nn.Module):
             raise InputError("The model has no weights yet. Train it with fit before saving it.")
         description = self.describe()
         with new_folder(Path(folder), "model") as scratch:
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            save_file(weights, scratch / "weights.safetensors")
+            self.save_weights(scratch / "weights.safetensors")
             (scratch / "model.json").write_text(json.dumps(description))
+
+    def save_weights(self, path: Path) -> None:
+        """Write all weights and statistics as a safetensors file."""
+        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, path)
 
     def describe(self) -> dict[str, object]:
         """Everything but the weights, as plain JSON values.

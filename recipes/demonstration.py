@@ -82,6 +82,12 @@ def demonstrate(
         say(f"   {name:<8} {value:+.3f}")
 
     _report(out, comparison, shown)
+    _say_places(out, say)
+    say(f"done in {time.perf_counter() - began:.0f} s")
+    return comparison
+
+
+def _say_places(out: Path, say: Callable[[object], None]) -> None:
     say("\n5. Where everything lies")
     places = {
         "hospital": "the data",
@@ -89,12 +95,10 @@ def demonstrate(
         "model": "the fused model",
         "comparison.csv": "the table above",
         "missingness.csv": "how the score falls as each modality goes missing",
+        "report.html": "the report; open it in a browser",
     }
     for name, what in places.items():
         say(f"   {out / name}: {what}")
-    say(f"   {out / 'report.html'}: the report; open it in a browser")
-    say(f"done in {time.perf_counter() - began:.0f} s")
-    return comparison
 
 
 def _ideal_risks(truth: Truth, test: Cohort, outcome: str) -> pd.DataFrame:

@@ -118,9 +118,11 @@ def unrefused_risks(model: FusionModel, cohort: Cohort) -> pd.DataFrame:
     from ..fusion.inference import NOTHING_KNOWN, infer
 
     risks = predict(model, cohort)
-    values = infer(model, model.read(cohort)).ravel()
-    unknown = (risks["status"] == NOTHING_KNOWN).to_numpy() & np.isfinite(values)
-    risks.loc[unknown, "risk"], risks.loc[unknown, "status"] = values[unknown], "ok"
+    unknown = (risks["status"] == NOTHING_KNOWN).to_numpy()
+    if unknown.any():
+        values = infer(model, model.read(cohort)).ravel()
+        unknown = unknown & np.isfinite(values)
+        risks.loc[unknown, "risk"], risks.loc[unknown, "status"] = values[unknown], "ok"
     return risks
 
 

@@ -17,7 +17,7 @@ from chiasm.datasets.note_reader import load_tokenizer, train_wordpiece
 from chiasm.datasets.prepared import prepare
 from chiasm.encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
 from chiasm.encoders.lab_grid import lab_grid, step_features
-from chiasm.encoders.lab_summary import STATISTICS, SummaryFeatures, summary_table
+from chiasm.encoders.lab_summary import STATISTICS, PlainFeatures, SummaryFeatures, summary_table
 from chiasm.encoders.tokens import gather_tokens
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -345,6 +345,14 @@ def test_summary_features_are_standardised_on_training_samples_and_bend_at_their
     wild = table.clone()
     wild[0, 0] = 1e6
     assert features(wild).abs().max() < 12
+
+
+def test_plain_features_are_the_statistics_themselves_and_what_was_measured():
+    table = torch.arange(2.0 * len(STATISTICS)).view(1, 2, -1)
+    table[0, 1] = torch.nan
+    told = PlainFeatures(2)(table)[0].tolist()
+    # Cut at six robust standard deviations; the second analyte was never measured.
+    assert told == [0, 1, 2, 3, 4, 5, 6, 6, 6, *[0] * len(STATISTICS), 1, 0]
 
 
 def test_codes_of_value_1_are_a_sequence_whose_order_is_told():

@@ -120,15 +120,16 @@ def test_predictions_and_explanations_are_the_same_with_a_store_and_without(mode
 
 
 def test_training_ends_where_it_would_without(halves, monkeypatch):
-    settings = {"epochs": 2, "batch_size": 4, "learning_rate": 3e-3, "progress": False}
+    # Adam would make a whole step of a gradient that is nothing but rounding.
+    settings = {"epochs": 2, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.05, "progress": False}
     kept, plain = model_of(), model_of()
     fit(kept, *halves, **settings)
     monkeypatch.setattr(TokenKeeper, "keep", lambda _, samples, __: samples)
     fit(plain, *halves, **settings)
     for name, value in plain.state_dict().items():
-        assert_close(kept.state_dict()[name], value, atol=1e-4, rtol=1e-4)
+        assert_close(kept.state_dict()[name], value, atol=1e-5, rtol=1e-5)
     ours, theirs = predict(kept, halves[1]), predict(plain, halves[1])
-    assert_allclose(ours["risk"], theirs["risk"], atol=1e-4, rtol=0)
+    assert_allclose(ours["risk"], theirs["risk"], atol=1e-5, rtol=0)
 
 
 # It is run once

@@ -440,14 +440,9 @@ def test_sizes_of_attention_out_of_range_are_refused(wrong, match):
         CrossAttentionFusion(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"dropout": -0.1}, {"dropout": 1.0}])
-def test_sizes_of_concatenation_out_of_range_are_refused(wrong):
-    with pytest.raises(InputError, match="expected at least 1, and 0 to below 1"):
-        ConcatenationFusion(**wrong)
-
-
 @pytest.mark.parametrize(
-    "head", [GatedFusion, LateFusion, RecurrentFusion, LowRankFusion, BottleneckFusion, ExpertFusion]
+    "head",
+    [ConcatenationFusion, GatedFusion, LateFusion, RecurrentFusion, LowRankFusion, BottleneckFusion, ExpertFusion],
 )
 @pytest.mark.parametrize(
     ("wrong", "match"),
