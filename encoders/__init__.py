@@ -1,5 +1,6 @@
 """One encoder a modality, each from its part of a batch to `Tokens`."""
 
+from .augmentation import ASSAY_ERROR, LabAugmentation
 from .encoder import Encoder
 from .image_encoder import ImageEncoder
 from .lab_encoder import LabEncoder
@@ -9,9 +10,11 @@ from .tokens import Encoded, Tokens
 from .tuning import Tuned, Tuning
 
 __all__ = [
+    "ASSAY_ERROR",
     "Encoded",
     "Encoder",
     "ImageEncoder",
+    "LabAugmentation",
     "LabEncoder",
     "NoteEncoder",
     "StaticEncoder",

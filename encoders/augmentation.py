@@ -7,6 +7,8 @@ defaults, which do both.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..datasets.batch import Labs
+from ..datasets.errors import InputError
 
 # A patient stands a little askew, off centre, nearer or farther; exposure and window vary.
 ROTATION = math.radians(7)
@@ -23,6 +26,58 @@ SCALE = 0.1
 CONTRAST = 0.2
 BRIGHTNESS = 0.1
 """Of the range from black to white."""
+
+# Byte-level vocabularies write the end of a line so.
+_SENTENCE_ENDS = (".", "!", "?", "Ċ")
+
+ASSAY_ERROR = 0.1
+"""Of a lab value, in robust standard deviations of the patients' values.
+
+An assay is good enough if its imprecision is half the variation within a healthy person (Harris, American Journal
+of Clinical Pathology 72:374-382, 1979). With a variation within persons of 0.6 of that between them, as is common,
+that is 0.5 × 0.6 / √(1 + 0.6²) = 0.26 standard deviations of healthy people's values; those of patients in hospital
+spread some 2.5 times as far.
+"""
+
+
+@dataclass(frozen=True)
+class LabAugmentation:
+    """How series are varied in training, drawn anew at every step.
+
+    Args:
+        dropped: mean share of a patient's measurements that are left out; wards differ in how often they measure.
+        jitter: standard deviation of what is added to each value, in robust standard deviations of the patients'
+            values; `ASSAY_ERROR` is that of an assay.
+        shift: hours by which a patient's whole series is moved at most, back or forth, but not past the prediction.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    dropped: float = 0.1
+    jitter: float = 0.0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropped < 0.5:
+            raise InputError(f"dropped is {self.dropped}; expected a share of the measurements from 0 to below 0.5.")
+        if not 0 <= self.jitter <= 1:
+            raise InputError(f"jitter is {self.jitter}; expected standard deviations, from 0 to 1.")
+        if not 0 <= self.shift < math.inf:
+            raise InputError(f"shift is {self.shift}; expected a number of hours of 0 or more.")
+
+    @classmethod
+    def of(cls, given: LabAugmentation | Mapping[str, float]) -> LabAugmentation:
+        """As it is, or from the names and numbers that a saved model has of it."""
+        return given if isinstance(given, cls) else cls(**given)
+
+    def __call__(self, part: Labs, patients: int) -> Labs:
+        """The series of a batch of so many patients, varied; some measurement of each stays."""
+        if self.dropped:
+            part = drop_measurements(part, self.dropped, patients)
+        if self.jitter:
+            part = jitter_values(part, self.jitter)
+        return shift_series(part, self.shift, patients) if self.shift else part
 
 
 def jitter_images(pixels: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image channel height width"]:
@@ -53,6 +108,38 @@ def hide_words(real: Bool[Tensor, "chunk token"], share: float) -> Bool[Tensor, 
     return real & seen
 
 
+def sentence_marks(vocabulary: Mapping[str, int]) -> tuple[Bool[Tensor, " word"], Bool[Tensor, " word"]]:
+    """Which words of a tokenizer end a sentence, and which begin with a digit."""
+    ends, digits = torch.zeros(2, 1 + max(vocabulary.values(), default=0), dtype=torch.bool)
+    for word, number in vocabulary.items():
+        # WordPiece, SentencePiece and byte-level vocabularies mark beginnings and continuations of words.
+        plain = word.removeprefix("##").lstrip("▁Ġ")
+        ends[number], digits[number] = plain in _SENTENCE_ENDS, plain[:1].isdecimal()
+    return ends, digits
+
+
+def hide_sentences(
+    real: Bool[Tensor, "chunk token"], last: Bool[Tensor, "chunk token"], share: float
+) -> Bool[Tensor, "chunk token"]:
+    """Which tokens are still read when a share of the sentences is hidden.
+
+    One sentence of each chunk always is, and the first token.
+
+    Args:
+        real: which tokens there are.
+        last: tokens with which a sentence ends.
+        share: probability for each sentence.
+    """
+    # The mark of the end, which may follow the last sentence, is none of its own.
+    last = last & functional.pad(real, (0, 2))[:, 2:]
+    sentence = last.long().cumsum(1) - last.long()
+    draw = torch.rand(len(real), int(sentence.max()) + 1, device=real.device)
+    highest = draw.gather(1, sentence).masked_fill(~real, -1).amax(1, keepdim=True)
+    seen = ((draw >= share) | (draw == highest)).gather(1, sentence)
+    seen[:, 0] = True
+    return real & seen
+
+
 def drop_measurements(part: Labs, share: float, patients: int) -> Labs:
     """The measurements that are left when each patient loses a share of them, and their time steps.
 
@@ -74,3 +161,20 @@ def drop_measurements(part: Labs, share: float, patients: int) -> Labs:
     number = torch.unique_consecutive(place, return_inverse=True)[1]
     first = number.new_full((patients,), len(place)).scatter_reduce(0, part.patient, number, "amin")
     return part._replace(step=number - first[part.patient])
+
+
+def jitter_values(part: Labs, deviation: float) -> Labs:
+    """Values with an error of measurement.
+
+    What lies at the median exactly stays there, and so do all codes without a value, whose values are all 1.
+    """
+    error = deviation * torch.randn_like(part.value)
+    return part._replace(value=torch.where(part.value == 0, part.value, part.value + error))
+
+
+def shift_series(part: Labs, reach: float, patients: int) -> Labs:
+    """Each patient's series as a whole earlier or later by up to so many hours, and never past the prediction."""
+    latest = part.hours.new_full((patients,), -torch.inf).scatter_reduce(0, part.patient, part.hours, "amax")
+    moved = torch.minimum((2 * torch.rand(patients, device=latest.device) - 1) * reach, -latest)
+    # What is rounded may not come to lie in the future.
+    return part._replace(hours=(part.hours + moved[part.patient]).clamp(max=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -13,7 +14,9 @@ from ..datasets.batch import Images
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.image_reader import ImageReader
+from ..datasets.prepared import Packed
 from .augmentation import jitter_images
+from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
 from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
@@ -35,6 +38,9 @@ class ImageEncoder(nn.Module):
         most: files a sample at most; the most recent ones stay.
         slices: images that are taken of a volume, evenly spread through it.
         grid: the feature map is pooled to at most `grid × grid` tokens an image.
+        budget: tokens a sample at most, at least one an image. The most recent images keep all of theirs, and
+            each of the others becomes one, with its hour; what the images say in sum is attention over them.
+            They are encoded a few at a time, in bounded memory, however many there are. None: all keep theirs.
         augment: in training, turn, shift and scale images a little and vary their contrast; never flip.
             A frozen network sees every image as it is, once.
         tuning: "full", "frozen", "gradual", "layerwise" or "lora", or one of them with a number, such as
@@ -55,13 +61,17 @@ class ImageEncoder(nn.Module):
         most: int = 4,
         slices: int = 1,
         grid: int = 4,
+        budget: int | None = None,
         augment: bool = True,
         tuning: str = "full",
     ) -> None:
         super().__init__()
         if grid < 1:
             raise InputError(f"grid is {grid}; expected at least 1 token along each side of an image.")
+        if budget is not None and budget < most * slices:
+            raise InputError(f"budget is {budget}; expected a token for each of {most} × {slices} images, or None.")
         self.model, self.pretrained, self.grid, self.augment = str(model), pretrained, grid, augment
+        self.budget = budget
         self.tuning = Tuning.parse(tuning)
         self.reader = ImageReader(size, channels=channels, most=most, slices=slices)
         self.architecture: dict[str, object] = {}
@@ -81,7 +91,7 @@ class ImageEncoder(nn.Module):
     def describe(self) -> dict[str, object]:
         settings = {"model": self.model, "grid": self.grid, "augment": self.augment, "tuning": str(self.tuning)}
         settings |= {name: getattr(self.reader, name) for name in ("size", "channels", "most", "slices")}
-        settings["pretrained"] = self.pretrained is not False
+        settings |= {"pretrained": self.pretrained is not False, "budget": self.budget}
         own = {"architecture": self.architecture, "planes": self.planes}
         return {"settings": settings, "reader": self.reader.state(), **own}
 
@@ -104,6 +114,8 @@ class ImageEncoder(nn.Module):
         for name, scale in (("mean", network.mean), ("std", network.std)):
             each = torch.tensor(scale, dtype=torch.float32).expand(scalings)
             self.register_buffer(name, each.reshape(-1, 1, 1).clone())
+        if self.budget:
+            self.studies = StudyAttention(self.width)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ImageEncoder:
@@ -124,6 +136,10 @@ class ImageEncoder(nn.Module):
         own = {"planes": self.planes, "tokens_per_side": self.tokens_per_side, "weights": weights}
         return {"architecture": self.architecture, **own}
 
+    def detailed(self, packed: Packed) -> np.ndarray:
+        cells = np.full(len(packed.rows), len(self.position))
+        return detailed_entries(packed, cells, self.budget)
+
     def encoded(self, part: Images) -> Encoded:
         # Integers travelled; floats are made here, on the device.
         pixels = part.pixels.float() / 255
@@ -136,13 +152,25 @@ class ImageEncoder(nn.Module):
         cells = functional.adaptive_avg_pool2d(features, self.tokens_per_side).flatten(2).transpose(1, 2)
         each = cells.shape[1]
         patient, hours = (column.repeat_interleave(each) for column in (part.patient, part.hours))
-        return Encoded(patient, hours, cells.flatten(0, 1))
+        place = torch.arange(each, device=patient.device).repeat(len(cells))
+        return Encoded(patient, hours, cells.flatten(0, 1), place)
 
     def forward(self, part: Images | Encoded, patients: int) -> Tokens:
         # Nobody has an image: the network is not run, and no batch norm meets a picture that is not there.
         if not len(part.patient):
             return no_tokens(patients, self.width, self.position)
+        if self.budget:
+            return self._within_budget(part, patients)
         if isinstance(part, Images):
             part = self.encoded(part)
         cells = part.values.unflatten(0, (-1, len(self.position))) + self.position
         return gather_tokens(cells.flatten(0, 1), part.hours, part.patient, patients)
+
+    def _within_budget(self, part: Images | Encoded, patients: int) -> Tokens:
+        if isinstance(part, Images):
+            cells = torch.full_like(part.patient, len(self.position))
+            detailed = in_detail(part.patient, part.hours, cells, self.budget)
+            part = encoded_in_turns(self.encoded, self.backbone, part, detailed)
+        # An image as a whole lies where its cells do on average; its place is -1, the last.
+        position = torch.cat([self.position, self.position.mean(0, keepdim=True)])
+        return self.studies(part._replace(values=part.values + position[part.place]), patients)

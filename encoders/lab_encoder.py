@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ..datasets.batch import Labs
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
-from .augmentation import drop_measurements
+from .augmentation import LabAugmentation
 from .lab_grid import lab_grid, step_features
 from .lab_summary import PlainFeatures, SummaryFeatures, summary_table
 from .tokens import Tokens, no_tokens
@@ -41,8 +42,7 @@ class LabEncoder(nn.Module):
             teach where; hundreds are learned by heart instead.
         summary_dropout: probability that a feature of the summary is dropped in training. They are
             many and say much the same, so that it may be high.
-        measurement_dropout: mean share of a patient's measurements that are left out in training, drawn
-            anew at every step.
+        augmentation: how series are varied in training: which share of the measurements is left out, and more.
         rare: a code that fewer training patients than this have is not in the vocabulary.
         resolution: hours that one time step covers.
         steps: time steps a sample at most; the most recent stay.
@@ -61,7 +61,7 @@ class LabEncoder(nn.Module):
         dropout: float = 0.2,
         bends: bool = True,
         summary_dropout: float = 0.5,
-        measurement_dropout: float = 0.1,
+        augmentation: LabAugmentation | Mapping[str, float] = LabAugmentation(),  # noqa: B008 - never changed
         rare: int = 5,
         resolution: float = 1.0,
         steps: int = 256,
@@ -74,10 +74,8 @@ class LabEncoder(nn.Module):
             )
         if not 0 <= summary_dropout < 1:
             raise InputError(f"summary_dropout is {summary_dropout}; expected a probability from 0 to below 1.")
-        if not 0 <= measurement_dropout < 0.5:
-            raise InputError(f"measurement_dropout is {measurement_dropout}; expected a share from 0 to below 0.5.")
         self.width, self.layers, self.dropout, self.bends = width, layers, dropout, bends
-        self.summary_dropout, self.measurement_dropout = summary_dropout, measurement_dropout
+        self.summary_dropout, self.augmentation = summary_dropout, LabAugmentation.of(augmentation)
         self.reader = LabReader(rare=rare, resolution=resolution, steps=steps)
 
     def build(self, cohort: Cohort) -> None:
@@ -100,8 +98,8 @@ class LabEncoder(nn.Module):
             self.bend.fit(torch.cat(tables))
 
     def describe(self) -> dict[str, object]:
-        names = ("width", "layers", "dropout", "bends", "summary_dropout", "measurement_dropout")
-        settings = {name: getattr(self, name) for name in names}
+        names = ("width", "layers", "dropout", "bends", "summary_dropout")
+        settings = {name: getattr(self, name) for name in names} | {"augmentation": asdict(self.augmentation)}
         reader = {"rare": self.reader.rare, "resolution": self.reader.resolution, "steps": self.reader.steps}
         return {"settings": settings | reader, "reader": self.reader.state()}
 
@@ -130,8 +128,8 @@ class LabEncoder(nn.Module):
         if not len(part.patient):
             return no_tokens(patients, self.width, self.gru.weight_hh_l0)
 
-        if self.training and self.measurement_dropout:
-            part = drop_measurements(part, self.measurement_dropout, patients)
+        if self.training:
+            part = self.augmentation(part, patients)
 
         # Only patients who have a series are encoded, numbered 0, 1, ... among themselves.
         present, series = torch.unique_consecutive(part.patient, return_inverse=True)

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
 
 from ..datasets.batch import Notes
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.note_reader import NoteReader
-from .augmentation import hide_words
+from ..datasets.prepared import Packed
+from .augmentation import hide_sentences, hide_words, sentence_marks
+from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
 from .note_network import fresh_transformer, load_transformer, longest_input
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
@@ -34,8 +38,12 @@ class NoteEncoder(nn.Module):
         length: tokens a piece at most; the model's own limit, if that is lower.
         overlap: tokens that neighbouring pieces share.
         most: pieces a sample at most; the most recent stay.
+        budget: tokens a sample at most, at least one a piece. The most recent pieces keep all of theirs, and
+            each of the others becomes one, with its hour; what the pieces say in sum is attention over them.
+            They are encoded a few at a time, in bounded memory, however many there are. None: all keep theirs.
         word_dropout: share of the word pieces that are hidden in training, drawn anew at every step, so
             that few notes are not learned by heart. A frozen model reads every note as it is, once.
+        sentence_dropout: the same of whole sentences; one of each piece is always read.
         pretrained: of a model by name or folder, start from its published weights (True), from a
             safetensors file or a state dict, or at random (False). A model from a config is fresh.
         tuning: "full", "frozen", "gradual", "layerwise" or "lora", or one of them with a number, such as
@@ -53,14 +61,19 @@ class NoteEncoder(nn.Module):
         length: int = 256,
         overlap: int = 32,
         most: int = 16,
+        budget: int | None = None,
         word_dropout: float = 0.1,
+        sentence_dropout: float = 0.0,
         pretrained: bool | str | Path | Mapping[str, object] = True,
         tuning: str = "full",
     ) -> None:
         super().__init__()
-        if not 0 <= word_dropout < 1:
-            raise InputError(f"word_dropout is {word_dropout}; expected a share from 0 to below 1.")
-        self.word_dropout = word_dropout
+        for name, share in (("word_dropout", word_dropout), ("sentence_dropout", sentence_dropout)):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} is {share}; expected a share from 0 to below 1.")
+        if budget is not None and budget < most:
+            raise InputError(f"budget is {budget}; expected a token for each of {most} pieces, or None.")
+        self.word_dropout, self.sentence_dropout, self.budget = word_dropout, sentence_dropout, budget
         named = isinstance(model, (str, Path))
         if not named and model is not None and not hasattr(model, "to_diff_dict"):
             raise InputError(
@@ -85,6 +98,7 @@ class NoteEncoder(nn.Module):
         else:
             self._take(load_transformer(self.model, self.pretrained))
             self.reader.fit(cohort)
+        self._mark_sentences()
         vocabulary = self.reader.tokenizer_.get_vocab_size()
         rows = self.transformer.get_input_embeddings().num_embeddings
         if vocabulary > rows:
@@ -126,9 +140,11 @@ class NoteEncoder(nn.Module):
         self.train(self.training)
         self.reader.length = min(self.length, limit)
         self.reader.overlap = min(self.overlap, self.reader.length // 4)
+        if self.budget:
+            self.studies = StudyAttention(self.width)
 
     def describe(self) -> dict[str, object]:
-        names = ("length", "overlap", "most", "word_dropout")
+        names = ("length", "overlap", "most", "budget", "word_dropout", "sentence_dropout")
         settings = {name: getattr(self, name) for name in names} | {"tuning": str(self.tuning)}
         settings["pretrained"] = self.pretrained is not False
         return {"settings": settings, "model": self.model, "reader": self.reader.state(), "config": self._told_config()}
@@ -149,6 +165,12 @@ class NoteEncoder(nn.Module):
         # Attention that is named by a repository would be fetched and run; transformers chooses among its own.
         config._attn_implementation = None
         self._take(fresh_transformer(config))
+        self._mark_sentences()
+
+    def _mark_sentences(self) -> None:
+        """Which words end a sentence, and which begin with a digit; told by the tokenizer, and so not saved."""
+        for name, marks in zip(("ends", "digits"), sentence_marks(self.reader.tokenizer_.get_vocab()), strict=True):
+            self.register_buffer(name, marks, persistent=False)
 
     def train(self, mode: bool = True) -> NoteEncoder:
         super().train(mode)
@@ -167,21 +189,37 @@ class NoteEncoder(nn.Module):
     def identity(self) -> dict[str, object]:
         return {"config": self._told_config(), "weights": weights_hash(self.transformer, {})}
 
+    def detailed(self, packed: Packed) -> np.ndarray:
+        return detailed_entries(packed, packed.arrays["length"][packed.rows].astype(np.int64), self.budget)
+
     def encoded(self, part: Notes) -> Encoded:
         # Padding is masked by length; the transformer never attends to it.
         real = torch.arange(part.tokens.shape[1], device=part.tokens.device) < part.length[:, None]
-        if self.training and self.word_dropout and not self.tuning.is_frozen:
-            real = hide_words(real, self.word_dropout)
+        if self.training and not self.tuning.is_frozen:
+            real = self._varied(part.tokens, real)
         states = self.transformer(input_ids=part.tokens, attention_mask=real.long()).last_hidden_state
 
         # One token a word piece, in reading order, each with the hour of its note.
-        chunk, _ = real.nonzero(as_tuple=True)
-        return Encoded(part.patient[chunk], part.hours[chunk], states[real])
+        chunk, place = real.nonzero(as_tuple=True)
+        return Encoded(part.patient[chunk], part.hours[chunk], states[real], place)
+
+    def _varied(self, words: Int[Tensor, "chunk token"], real: Bool[Tensor, "chunk token"]) -> Tensor:
+        """The words that are read when sentences and words are hidden."""
+        if self.sentence_dropout:
+            follows = torch.cat([self.digits[words[:, 1:]], self.digits.new_zeros(len(words), 1)], 1)
+            real = hide_sentences(real, self.ends[words] & ~follows, self.sentence_dropout)
+        return hide_words(real, self.word_dropout) if self.word_dropout else real
 
     def forward(self, part: Notes | Encoded, patients: int) -> Tokens:
         # Nobody has a note: the transformer is not run.
         if not len(part.patient):
             return no_tokens(patients, self.width, next(self.transformer.parameters()))
         if isinstance(part, Notes):
-            part = self.encoded(part)
+            part = self.encoded(part) if self.budget is None else self._in_turns(part)
+        if self.budget:
+            return self.studies(part, patients)
         return gather_tokens(part.values, part.hours, part.patient, patients)
+
+    def _in_turns(self, part: Notes) -> Encoded:
+        detailed = in_detail(part.patient, part.hours, part.length, self.budget)
+        return encoded_in_turns(self.encoded, self.transformer, part, detailed)

@@ -9,6 +9,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+# Time constants in hours: a shift's hour, a quarter day, a day, a week, a month. Within a stay the
+# first ones tell steps apart, over an outpatient's years the last.
+_TIME_CONSTANTS = (1.0, 6.0, 24.0, 168.0, 720.0)
+TIME_FEATURES = 1 + len(_TIME_CONSTANTS)
+
+
+def time_features(hours: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token feature"]:
+    """Age of a token on several scales: its logarithm, and exponential decays; all within about [0, 2]."""
+    age = -hours[..., None]
+    constants = age.new_tensor(_TIME_CONSTANTS)
+    return torch.cat([torch.log1p(age) / 5, torch.exp(-age / constants)], -1)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -42,6 +54,8 @@ class Encoded(NamedTuple):
     patient: Int[Tensor, " token"]
     hours: Float[Tensor, " token"]
     values: Float[Tensor, "token width"]
+    place: Int[Tensor, " token"] | None = None
+    """Where in its image or piece of a note a token stood, from 0; -1 for the mean of one. Only budgets ask for it."""
 
 
 def gather_tokens(

@@ -159,13 +159,21 @@ def _tokens(name: str, encoder: Tuned, packed: Packed, store: Store) -> Packed:
     order = np.argsort(packed.arrays["length"][used], kind="stable") if packed.kind is Notes else range(len(used))
     rows = {contents[place]: int(used[place]) for place in order}
     settings = {"network": encoder.identity(), "libraries": {library: version(library) for library in _LIBRARIES}}
-    shelf = store.shelf(f"tokens-{name}", settings, {"values": ("f4", (encoder.width,))})
+    fields: dict[str, tuple] = {"values": ("f4", (encoder.width,))}
+    if encoder.budget:
+        settings, fields = settings | {"with": "means"}, fields | {"place": ("i4", ())}
+    shelf = store.shelf(f"tokens-{name}", settings, fields)
     # The network is here, and uses the processors itself.
     with parallel_config(n_jobs=1):
         make = partial(_made, encoder, packed, rows)
         shelf.add(dict(zip(rows, rows, strict=True)), make, f"encoding {name} once", chunk=_ROWS_A_CHUNK)
     first, counts = np.array([shelf.find(content) for content in contents], np.int64).reshape(-1, 2).T
-    by_token = expanded(Window(packed.offsets, packed.rows, packed.hours), first[entry], counts[entry])
+    first, counts = first[entry], counts[entry]
+    if encoder.budget:
+        # Of each row all tokens but the last, which is their mean; or the mean alone.
+        detailed = encoder.detailed(packed)
+        first, counts = np.where(detailed, first, first + counts - 1), np.where(detailed, counts - 1, 1)
+    by_token = expanded(Window(packed.offsets, packed.rows, packed.hours), first, counts)
     return Packed(Encoded, by_token.offsets, by_token.rows, by_token.hours, shelf.arrays())
 
 
@@ -197,4 +205,10 @@ def _made(encoder: Tuned, packed: Packed, rows: dict[str, int], contents: list[s
     values = encoded.values.float().cpu().numpy()
     ends = np.cumsum(np.bincount(encoded.patient.cpu().numpy(), minlength=count))[:-1]
     parts = np.split(values, ends)
-    return [Made(content, content, {"values": own}) for content, own in zip(contents, parts, strict=True)]
+    if not encoder.budget:
+        return [Made(content, content, {"values": own}) for content, own in zip(contents, parts, strict=True)]
+    with_means = (np.concatenate([own, own.mean(0, keepdims=True)]) for own in parts)
+    return [
+        Made(content, content, {"values": own, "place": np.append(np.arange(len(own) - 1, dtype=np.int32), -1)})
+        for content, own in zip(contents, with_means, strict=True)
+    ]

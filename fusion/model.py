@@ -18,8 +18,9 @@ from ..datasets.batch import Batch
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.outcomes import OutcomeKind
-from ..datasets.prepared import PreparedSamples, Reader, prepare
+from ..datasets.prepared import Packed, PreparedSamples, Reader, prepare
 from ..encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
+from ..encoders.budget import Budgeted, tell_shortened
 from .artifact import checked_folder, new_folder
 from .bottleneck import BottleneckFusion
 from .concatenation import ConcatenationFusion
@@ -62,6 +63,8 @@ class FusionModel(nn.Module):
         modality_dropout: probability that, in training, a modality that a patient has is withheld,
             so that the model learns to do without; never all of them.
         auxiliary: weight, in training, of the loss of what each modality predicts alone; 0 for none.
+        label_smoothing: share of each binary or categorical label that, in training, is spread evenly over
+            the classes, so that few labels, some of them wrong, are not learned by heart; 0 for none.
 
     Raises:
         InputError: no encoder, no outcome, or settings that make no sense.
@@ -81,6 +84,7 @@ class FusionModel(nn.Module):
         outcomes: Mapping[str, str],
         modality_dropout: float = 0.1,
         auxiliary: float = 0.3,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         given = {"image": image, "labs": labs, "notes": notes, "static": static}
@@ -98,11 +102,14 @@ class FusionModel(nn.Module):
             raise InputError(f"modality_dropout is {modality_dropout}; expected a probability from 0 to below 1.")
         if not 0 <= auxiliary < math.inf:
             raise InputError(f"auxiliary is {auxiliary}; expected a weight of 0 or more.")
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing is {label_smoothing}; expected a share from 0 to below 1.")
         _refuse_misplaced(encoders, fusion)
         self.encoders = nn.ModuleDict(encoders)
         self.fusion = fusion or CrossAttentionFusion()
         self.outcomes = {name: _as_kind(name, kind) for name, kind in outcomes.items()}
         self.modality_dropout, self.auxiliary = modality_dropout, auxiliary
+        self.label_smoothing = label_smoothing
         self.thresholds_: dict[str, float] = {}
         """By binary outcome: the risk from which a patient counts as positive, chosen on validation patients."""
         self.history_: float | None = None
@@ -128,6 +135,7 @@ class FusionModel(nn.Module):
             )
         parts = {name: encoder.describe() for name, encoder in self.encoders.items()}
         own = {"fusion": self.fusion.describe(), "dropout": self.modality_dropout, "auxiliary": self.auxiliary}
+        own["smoothing"] = self.label_smoothing
         return {"layers": repr(self), "parts": parts, "weights": weights.hexdigest(), **own}
 
     @property
@@ -169,7 +177,15 @@ class FusionModel(nn.Module):
             # A copy, whose windows are not drawn yet.
             cohort = cohort.noted("inputs as far back as in training")
             cohort.history = self.history_
-        return prepare(cohort, self.readers, self.outcomes if labelled else None)
+        samples = prepare(cohort, self.readers, self.outcomes if labelled else None)
+        return replace(samples, parts={name: self._told(name, packed) for name, packed in samples.parts.items()})
+
+    def _told(self, name: str, packed: Packed) -> Packed:
+        """One modality of all samples, with a remark on what its encoder does not read in detail."""
+        encoder = self.encoders[name]
+        if not isinstance(encoder, Budgeted) or not encoder.budget:
+            return packed
+        return tell_shortened(packed, encoder.detailed(packed), encoder.budget)
 
     def fit_scales(self, outcomes: Tensor, known: Tensor, *, balanced: bool) -> None:
         """Learn scales, class weights and starting points of all outcome heads from training outcomes."""
@@ -200,11 +216,14 @@ class FusionModel(nn.Module):
     def loss(self, risk: Risk, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the losses over the known labels, and how many these are.
 
-        In training, what each modality predicts alone adds to it with the weight `auxiliary`.
+        In training, labels are smoothed, and what each modality predicts alone adds to it with the weight
+        `auxiliary`.
         """
-        total, count = self.heads.loss(risk.logits, batch.outcomes, batch.known)
+        smoothing = self.label_smoothing if self.training else 0.0
+        total, count = self.heads.loss(risk.logits, batch.outcomes, batch.known, smoothing=smoothing)
         for name, logits in risk.alone.items():
-            own, _ = self.alone[name].loss(logits, batch.outcomes, batch.known & risk.present[name][:, None])
+            known = batch.known & risk.present[name][:, None]
+            own, _ = self.alone[name].loss(logits, batch.outcomes, known, smoothing=smoothing)
             total = total + self.auxiliary * own
         return total, count
 
@@ -257,6 +276,7 @@ class FusionModel(nn.Module):
             },
             "modality_dropout": self.modality_dropout,
             "auxiliary": self.auxiliary,
+            "label_smoothing": self.label_smoothing,
             "thresholds": self.thresholds_,
             "history": self.history_,
         }
@@ -298,6 +318,7 @@ class FusionModel(nn.Module):
             outcomes={name: OutcomeKind(**stored) for name, stored in description["outcomes"].items()},
             modality_dropout=description["modality_dropout"],
             auxiliary=description["auxiliary"],
+            label_smoothing=description["label_smoothing"],
         )
         with torch.random.fork_rng(devices=[]):
             for name, encoder in model.encoders.items():

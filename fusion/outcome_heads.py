@@ -90,21 +90,35 @@ class OutcomeHeads(nn.Module):
         return value.masked_fill(~logits.isfinite().all(-1, keepdim=True), torch.nan)
 
     def loss(
-        self, logits: Float[Tensor, "patient column"], outcomes: Tensor, known: Bool[Tensor, "patient outcome"]
+        self,
+        logits: Float[Tensor, "patient column"],
+        outcomes: Tensor,
+        known: Bool[Tensor, "patient outcome"],
+        *,
+        smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Sum of the losses over what is known, and how many labels that is.
 
         Cross-entropy for classes, half the squared error in standard deviations for numbers. An
         unknown label adds nothing to either.
+
+        Args:
+            logits: of `forward`.
+            outcomes: 0/1, class number or value.
+            known: which of them are known.
+            smoothing: share of a label that is spread evenly over all classes; numbers stay as they are.
+
+        Source: Szegedy et al., Rethinking the Inception architecture, CVPR 2016, section 7.
         """
         total = logits.new_zeros(())
         own_logits = logits.split([kind.logits for kind in self.kinds.values()], -1)
         for i, (kind, own) in enumerate(zip(self.kinds.values(), own_logits, strict=True)):
             target = torch.where(known[:, i], outcomes[:, i], 0.0)
             if kind == "binary":
-                each = functional.binary_cross_entropy_with_logits(own[:, 0], target, reduction="none")
+                softened = target.lerp(torch.full_like(target, 0.5), smoothing) if smoothing else target
+                each = functional.binary_cross_entropy_with_logits(own[:, 0], softened, reduction="none")
             elif kind == "categorical":
-                each = functional.cross_entropy(own, target.long(), reduction="none")
+                each = functional.cross_entropy(own, target.long(), reduction="none", label_smoothing=smoothing)
             else:
                 each = 0.5 * (own[:, 0] - (target - self.mean[i]) / self.std[i]).square()
             if kind != "continuous":

@@ -8,19 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..encoders.tokens import Tokens
-
-# Time constants in hours: a shift's hour, a quarter day, a day, a week, a month. Within a stay the
-# first ones tell steps apart, over an outpatient's years the last.
-_TIME_CONSTANTS = (1.0, 6.0, 24.0, 168.0, 720.0)
-_TIME_FEATURES = 1 + len(_TIME_CONSTANTS)
-
-
-def time_features(hours: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token feature"]:
-    """Age of a token on several scales: its logarithm, and exponential decays; all within about [0, 2]."""
-    age = -hours[..., None]
-    constants = age.new_tensor(_TIME_CONSTANTS)
-    return torch.cat([torch.log1p(age) / 5, torch.exp(-age / constants)], -1)
+from ..encoders.tokens import TIME_FEATURES, Tokens, time_features
 
 
 class TokenEntry(nn.Module):
@@ -44,7 +32,7 @@ class TokenEntry(nn.Module):
             )
             for _ in range(2)
         )
-        self.time = nn.Linear(_TIME_FEATURES, width, bias=False)
+        self.time = nn.Linear(TIME_FEATURES, width, bias=False)
         self.kind = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(width)) for name in widths})
         self.absent = nn.ParameterDict({name: nn.Parameter(0.02 * torch.randn(width)) for name in widths})
 

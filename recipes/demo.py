@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chiasm.datasets import Cohort
-from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
+from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import CrossAttentionFusion, FusionModel
 from chiasm.recipes.recipe import Card
 
@@ -58,7 +58,13 @@ def model(cohort: Cohort, settings: Settings) -> FusionModel:
     """A small network for every modality, so that the whole trains in minutes on a CPU."""
     return FusionModel(
         image=ImageEncoder("test_resnet", size=settings.size, grid=2),  # timm's smallest ResNet, 0.4 M weights
-        labs=LabEncoder(width=settings.width, dropout=0.5, bends=False, summary_dropout=0.5, measurement_dropout=0.3),
+        labs=LabEncoder(
+            width=settings.width,
+            dropout=0.5,
+            bends=False,
+            summary_dropout=0.5,
+            augmentation=LabAugmentation(dropped=0.3),
+        ),
         notes=NoteEncoder(_note_network(), length=128, word_dropout=0.3),
         static=StaticEncoder(width=settings.width // 2),
         fusion=CrossAttentionFusion(width=settings.width, depth=2, heads=4, dropout=0.3),

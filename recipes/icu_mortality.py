@@ -12,7 +12,7 @@ import pandas as pd
 from chiasm.datasets import Cohort, InputError
 from chiasm.datasets.files import read_table
 from chiasm.datasets.physionet2012 import read_physionet2012, sets_in, stays_of
-from chiasm.encoders import LabEncoder, StaticEncoder
+from chiasm.encoders import LabAugmentation, LabEncoder, StaticEncoder
 from chiasm.fusion import CrossAttentionFusion, FusionModel
 from chiasm.recipes.recipe import Card
 
@@ -94,7 +94,7 @@ def model(cohort: Cohort, settings: Settings) -> FusionModel:
             width=settings.width,
             dropout=settings.dropout,
             summary_dropout=settings.summary_dropout,
-            measurement_dropout=settings.measurement_dropout,
+            augmentation=LabAugmentation(dropped=settings.measurement_dropout),
         ),
         static=StaticEncoder(width=32),
         fusion=CrossAttentionFusion(width=settings.width, depth=2, heads=4, dropout=settings.dropout),

@@ -44,12 +44,14 @@ def minilm() -> NoteEncoder:
 PLANS = {
     "image, resnet": lambda: ImageEncoder("resnet10t", size=64),
     "image, efficientnet in colour": lambda: ImageEncoder("test_efficientnet", size=64, channels=3, grid=1),
+    "image, budget": lambda: ImageEncoder("test_resnet", size=64, grid=2, budget=6),
     "labs": lambda: LabEncoder(16, rare=1),
     "labs, two layers": lambda: LabEncoder(8, rare=1, layers=2, steps=2),
     "labs, no bends": lambda: LabEncoder(8, rare=1, bends=False),
     "notes, fresh BERT": lambda: NoteEncoder(BERT, length=12, overlap=4),
     "notes, fresh RoBERTa": lambda: NoteEncoder(ROBERTA, length=32, overlap=4, most=3),
     "notes, fresh DistilBERT": lambda: NoteEncoder(DISTILBERT, length=32, overlap=4),
+    "notes, budget": lambda: NoteEncoder(BERT, length=12, overlap=4, most=6, budget=24),
     "notes, MiniLM": minilm,
     "static": lambda: StaticEncoder(16),
     **{

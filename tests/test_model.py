@@ -325,6 +325,11 @@ BINARY = {"died": "binary"}
         ({"labs": LabEncoder(), "outcomes": BINARY, "modality_dropout": 1.0}, r"modality_dropout is 1\.0"),
         ({"labs": LabEncoder(), "outcomes": BINARY, "modality_dropout": -0.1}, r"modality_dropout is -0\.1"),
         ({"labs": LabEncoder(), "outcomes": BINARY, "auxiliary": -1.0}, r"auxiliary is -1\.0"),
+        (
+            {"labs": LabEncoder(), "outcomes": BINARY, "label_smoothing": 1.0},
+            r"label_smoothing is 1\.0; expected a share",
+        ),
+        ({"labs": LabEncoder(), "outcomes": BINARY, "label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
         ({"labs": LabEncoder(), "outcomes": BINARY, "fusion": LabEncoder()}, "fusion= was given a LabEncoder"),
     ],
 )

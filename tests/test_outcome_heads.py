@@ -82,6 +82,23 @@ def test_the_loss_is_that_of_scikit_learn_over_what_is_known(heads, state, label
     assert count == known.sum()
 
 
+def test_a_smoothed_label_counts_in_part_for_every_class_and_a_number_as_it_is(heads, state, labels):
+    values, known = labels
+    with torch.no_grad():
+        logits = heads(state).logits
+        smoothed, count = heads.loss(logits, values, known, smoothing=0.2)
+        # As many losses as there are classes, each as if its class were the label.
+        plain = heads.loss(logits, values, known)[0]
+        classes = [
+            heads.loss(logits, torch.full_like(values, label), known & (torch.arange(3) == i))[0]
+            for i, label in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2))
+        ]
+        days = heads.loss(logits, values, known & (torch.arange(3) == 2))[0]
+    expected = 0.8 * (plain - days) + 0.2 * (sum(classes[:2]) / 2 + sum(classes[2:]) / 3) + days
+    assert smoothed.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert count == known.sum()
+
+
 def test_balanced_losses_weigh_classes_as_scikit_learn_does(state, labels):
     values, known = labels
     torch.manual_seed(0)

@@ -117,6 +117,15 @@ def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine(halves, plan):
     assert [record["learning_rate"] for record in history.epochs] == pytest.approx([1e-2 * x for x in expected])
 
 
+def test_labels_are_smoothed_in_training_and_not_in_validation(halves, plan, tmp_path):
+    smooth, plain = plan(label_smoothing=0.5), plan()
+    ours, theirs = (fit(own, *halves, epochs=1, learning_rate=1e-9, **SHORT).epochs[0] for own in (smooth, plain))
+    assert ours["valid_loss"] == pytest.approx(theirs["valid_loss"], rel=1e-5)
+    assert ours["train_loss"] != pytest.approx(theirs["train_loss"], rel=1e-3)
+    smooth.save(tmp_path / "model")
+    assert FusionModel.load(tmp_path / "model").label_smoothing == 0.5
+
+
 def test_balancing_starts_from_even_odds_and_weighs_the_rare_class_more(patients, plan):
     rare = (np.arange(len(patients)) < 2).astype(float)
     train = Cohort(patients.outcomes.assign(died=rare), **{name: getattr(patients, name) for name in TABLES})
