@@ -16,11 +16,11 @@ from .audit_findings import MANY, SHOWN, Finding, Place, counted, single_rows
 from .checks import TableCheck
 from .cohort import Cohort
 from .errors import InputError
-from .files import find_table, read_table, resolve_paths
+from .files import find_table, find_tables, read_table, resolve_paths
 from .meds import read_division, read_undivided
 from .subject_ids import subject_names
 from .tables import EVENT_TABLES, REQUIRED, require_columns
-from .times import are_dates, parse_times
+from .times import mostly_dates, parse_times
 from .words import as_words
 
 _BIRTH = re.compile(r"birth|\bdob\b|^dob|born", re.I)
@@ -53,7 +53,7 @@ def open_folder(folder: Path) -> Opened:
         cohort = read_undivided(Cohort, folder, {"invalid": "exclude"})
         births, deaths = (_meds_times(folder, cohort, code) for code in ("MEDS_BIRTH", "MEDS_DEATH"))
         return Opened(cohort, read_division(folder), births, deaths, _refused(cohort))
-    paths = {name: find_table(folder, name) for name in REQUIRED}
+    paths = find_tables(folder)
     if paths["outcomes"] is None:
         raise InputError(f"{folder} has neither outcomes.csv nor outcomes.parquet, nor MEDS's data/ and metadata/.")
     tables = {name: read_table(path) for name, path in paths.items() if path is not None}
@@ -72,8 +72,8 @@ def _open_tables(tables: dict[str, pd.DataFrame]) -> Opened:
     for name in ("static", "outcomes"):
         if name in tables:
             tables[name], dated = _without_dates(tables[name], name)
-            for column, moments in dated.items():
-                found.append(_dated(name, column, int(moments.notna().sum())))
+            for column, (moments, count) in dated.items():
+                found.append(_dated(name, column, count))
                 kind = "death" if _DEATH.search(column) else "birth" if _BIRTH.search(column) else None
                 times.setdefault(kind, moments)
             tables[name], doubled = _without_doubles(tables[name], name)
@@ -83,17 +83,20 @@ def _open_tables(tables: dict[str, pd.DataFrame]) -> Opened:
     return Opened(cohort, None, births, deaths, found + _refused(cohort))
 
 
-def _without_dates(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    """The table without its columns of dates, and those, by patient id as text."""
+def _without_dates(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, dict[str, tuple[pd.Series, int]]]:
+    """The table without its columns of dates, and those, by patient id as text, with how many cells have one.
+
+    Of dates that are not in ISO 8601 it is not known which number is the month: they are counted alone.
+    """
     dated = {}
     subjects = as_words(table["subject_id"]).text.str.strip()
     for column in table.columns.drop(["subject_id", *(["prediction_time"] if name == "outcomes" else [])]):
         values, words = table[column], as_words(table[column])
         filled = ~(words.blank | words.broken | words.strange)
-        if pd.api.types.is_datetime64_any_dtype(values.dtype) or are_dates(words.text.str.strip()[filled]):
+        if pd.api.types.is_datetime64_any_dtype(values.dtype) or mostly_dates(words.text.str.strip()[filled]):
             moments, _ = parse_times(values, TableCheck(name, len(table), "exclude"), column, optional=True)
             moments = moments.set_axis(subjects)
-            dated[str(column)] = moments[~moments.index.duplicated()].dropna()
+            dated[str(column)] = moments[~moments.index.duplicated()].dropna(), int(filled.sum())
     return table.drop(columns=list(dated)), dated
 
 
@@ -104,7 +107,8 @@ def _dated(table: str, column: str, count: int) -> Finding:
         count,
         Place(table, column),
         f"{table}.{column} holds dates; a cohort refuses them as facts or outcomes. The audit took it out.",
-        "Drop the column; where it matters, give an age or a duration known at the prediction.",
+        "Drop the column: of a birth give the age in years at the prediction; what is known only after it (death, "
+        "discharge) is no input at all.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Number
@@ -17,12 +18,24 @@ from .checks import Excerpt
 from .errors import InputError
 from .excerpts import WORDS, Asked, EventRows
 from .pieces import as_frame, pieces, read_parquet
-from .tables import EVENT_TABLES, OPTIONAL, REQUIRED
+from .tables import EVENT_TABLES, OPTIONAL, REQUIRED, require_columns
 from .times import require_one_clock
 from .windows import require_history
 
 if TYPE_CHECKING:
     from .cohort import Cohort
+
+_ENDINGS = ("csv", "parquet")
+# What a table of a hospital may be written as.
+_TABULAR = tuple(
+    f".{ending}{packed}"
+    for ending in (
+        *(*_ENDINGS, "tsv", "tab", "txt", "dat", "pq", "parq", "xlsx", "xls", "xlsm", "xlsb", "ods", "feather"),
+        *("arrow", "orc", "json", "jsonl", "ndjson", "sas7bdat", "xpt", "dta", "sav", "rds", "rda", "pkl", "pickle"),
+    )
+    for packed in ("", ".gz", ".bz2", ".xz", ".zst", ".zip")
+)
+_OTHER_NAMES = {"labs": ("laboratory", "laboratories"), "images": ("imaging",)}
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -39,6 +52,42 @@ def read_table(path: Path) -> pd.DataFrame:
     return pa.concat_tables(pieces(path)).to_pandas()
 
 
+def find_tables(folder: Path) -> dict[str, Path | None]:
+    """Where each of the five tables lies in a folder; None for one that is not there.
+
+    Raises:
+        InputError: a table stands there twice; or is not there, and a file of another format or with a name that is
+            nearly its own is: it would be passed over, and nobody would know.
+    """
+    paths = {name: find_table(folder, name) for name in REQUIRED}
+    lost = [name for name, path in paths.items() if path is None]
+    for entry in sorted(folder.iterdir()):
+        stem, _, endings = entry.name.partition(".")
+        # What begins so is a program's own.
+        if entry.name.startswith((".", "~$")):
+            continue
+        is_table = f".{endings.lower()}".endswith(_TABULAR) and (entry.is_file() or endings.lower() in _ENDINGS)
+        name = next((name for name in lost if is_table and _nearly(stem, name)), None)
+        if name is not None:
+            raise InputError(
+                f"{folder} has no {name}.csv or {name}.parquet, but {entry.name}, which is not read. If it is that "
+                f"table, write it as one CSV or Parquet file of that name; if not, move it to another folder."
+            )
+    return paths
+
+
+def _nearly(stem: str, name: str) -> bool:
+    """Whether a file's name is that of a table but for case, marks, numbers, or one letter more, less or exchanged."""
+    own = "".join(letter for letter in stem.lower() if letter.isalpha())
+    own = re.sub(r"(?:tables?|data|copy|results?|final|new|export|file)+$", "", own) or own
+    if own in (name, *_OTHER_NAMES.get(name, ())):
+        return True
+    swapped = {name[:k] + name[k + 1] + name[k] + name[k + 2 :] for k in range(len(name) - 1)}
+    shorter = {name[:k] + name[k + 1 :] for k in range(len(name))}
+    longer = {own[:k] + own[k + 1 :] for k in range(len(own))}
+    return own in swapped | shorter or name in longer
+
+
 def find_table(folder: Path, name: str) -> Path | None:
     """`name.parquet` or `name.csv` in the folder.
 
@@ -51,15 +100,22 @@ def find_table(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def read_cohort(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) -> Cohort:
-    """Read a cohort from a folder of tables or from a MEDS dataset; see `Cohort.read`."""
+def read_cohort(kind: type[Cohort], folder: Path, settings: Mapping[str, object], *, labelled: bool = True) -> Cohort:
+    """Read a cohort from a folder of tables or from a MEDS dataset; see `Cohort.read`.
+
+    Args:
+        kind: the class.
+        folder: of the tables.
+        settings: arguments of the class.
+        labelled: whether to read outcomes. Of patients to predict for they may be blank, or anything.
+    """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Check the path.")
     if (folder / "data").is_dir() and (folder / "metadata").is_dir():
         from .meds import read_meds
 
-        return read_meds(kind, folder, settings)
-    paths = {name: find_table(folder, name) for name in REQUIRED}
+        return read_meds(kind, folder, settings, labelled=labelled)
+    paths = find_tables(folder)
     if paths["outcomes"] is None:
         raise InputError(
             f"{folder} has neither outcomes.csv, outcomes.parquet nor MEDS's data/ and metadata/. "
@@ -68,6 +124,10 @@ def read_cohort(kind: type[Cohort], folder: Path, settings: Mapping[str, object]
     history = settings.get("history")
     require_history(history)
     outcomes = read_table(paths["outcomes"])
+    if not labelled:
+        with naming_folder(folder):
+            require_columns(outcomes, "outcomes")
+        outcomes = outcomes[[*REQUIRED["outcomes"]]]
     static = {"static": read_table(paths["static"])} if paths["static"] else {}
     with naming_folder(folder):
         asked = Asked(outcomes, history=history, invalid=settings.get("invalid", "raise"))

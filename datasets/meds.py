@@ -39,7 +39,7 @@ from .files import naming_folder, read_table
 from .meds_events import IMAGE, NOTE, STATIC, read_events, require_shards
 from .meds_labels import read_labels, require_numbers
 from .outcomes import OutcomeKind
-from .tables import EVENT_TABLES, require_columns
+from .tables import EVENT_TABLES, REQUIRED, require_columns
 from .windows import available_time, require_history
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _write_metadata(cohort: Cohort, events: pd.DataFrame, numbers: pd.Series, fo
 # Reading
 
 
-def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) -> Cohort:
+def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object], *, labelled: bool = True) -> Cohort:
     """Read a MEDS dataset, of chiasm's or of any other writing.
 
     In a dataset of other writing, numbers become labs; text whose code is `NOTE` or `NOTE//...`, and
@@ -226,7 +226,7 @@ def read_meds(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) 
     Raises:
         InputError: a file is missing or of another schema.
     """
-    cohort, division = read_undivided(kind, folder, settings), read_division(folder)
+    cohort, division = read_undivided(kind, folder, settings, labelled=labelled), read_division(folder)
     with naming_folder(folder):
         return cohort if division is None else cohort.with_splits(division)
 
@@ -252,13 +252,17 @@ def _original_ids(folder: Path) -> pd.Series:
     return table.set_index("subject_id")["original_id"]
 
 
-def read_undivided(kind: type[Cohort], folder: Path, settings: Mapping[str, object]) -> Cohort:
+def read_undivided(
+    kind: type[Cohort], folder: Path, settings: Mapping[str, object], *, labelled: bool = True
+) -> Cohort:
     """`read_meds`, whatever the dataset says of its division."""
     require_history(settings.get("history"))
     shards = require_shards(folder)
     known = _read_layout(folder / "metadata" / "chiasm.json")
     with naming_folder(folder):
         outcomes, kinds = read_labels(folder, known.get("outcomes"))
+        if not labelled:
+            outcomes, kinds = outcomes[[*REQUIRED["outcomes"]]], {}
         asked = Asked(outcomes, history=settings.get("history"), invalid=settings.get("invalid", "raise"))
         tables = read_events(folder, shards, asked)
         if known:

@@ -109,4 +109,7 @@ def _read_label_file(paths: list[Path], name: str) -> tuple[pd.DataFrame, str | 
     if pd.api.types.infer_dtype(labels[column], skipna=True) == "boolean":
         # As numbers, so that the user may also give another kind.
         labels[column] = labels[column].astype("float32")
+    if column == "categorical_value":
+        # What is declared to be classes may have numbers among their names.
+        labels[column] = labels[column].astype("category")
     return labels[[*_KEYS, column]].rename(columns={column: name}), _LABEL_KINDS[column]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .checks import TableCheck
 from .errors import InputError
-from .times import are_dates
+from .times import mostly_dates
 from .words import UNFILLED, as_words
 
 KINDS = ("binary", "categorical", "continuous")
@@ -54,11 +54,12 @@ class OutcomeKind(str):
 def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> OutcomeKind:
     """The kind of one outcome column, from its values unless `wanted` says it.
 
-    Truth values and 0/1 are binary, words are categorical, other numbers are continuous.
+    Truth values and 0/1 are binary, words are categorical, other numbers are continuous. Categories of pandas
+    may be words and numbers together.
 
     Raises:
-        InputError: no value at all to infer from, a word that stands for a blank, or values that the wanted kind
-            cannot have.
+        InputError: no value at all to infer from, a word that stands for a blank, words among numbers, or values
+            that the wanted kind cannot have.
     """
     if isinstance(wanted, OutcomeKind) and wanted.classes:
         return wanted
@@ -68,7 +69,8 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
         if not known:
             raise InputError(
                 f"outcomes.{name} is blank throughout, so its kind cannot be told. "
-                f'Give it: Cohort(..., outcome_kinds={{"{name}": "binary"}}), or drop the column.'
+                f'Give it: Cohort(..., outcome_kinds={{"{name}": "binary"}}), or drop the column, which '
+                "predict does not need."
             )
         unfilled = next((word for word in known if word.lower() in UNFILLED), None)
         if unfilled is not None:
@@ -76,7 +78,7 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
                 f"outcomes.{name} has cells that say {unfilled!r}. Leave them blank if the outcome is unknown there; "
                 f'if it is a class, say so: outcome_kinds={{"{name}": "categorical"}}.'
             )
-        if are_dates(pd.Series(known)):
+        if mostly_dates(pd.Series(known)):
             raise InputError(
                 f"outcomes.{name} holds dates, each of which would be a class. Give what is asked: whether it "
                 "happened, or a duration."
@@ -84,13 +86,30 @@ def infer_kind(values: pd.Series, name: str, wanted: str | None = None) -> Outco
         if all(word.lower() in _TRUTH for word in known):
             wanted = "binary"
         else:
-            numeric = pd.to_numeric(pd.Series(known), errors="coerce").notna().all()
-            wanted = "continuous" if numeric else "categorical"
+            numeric = set(pd.Series(known)[pd.to_numeric(pd.Series(known), errors="coerce").notna()])
+            if 0 < len(numeric) < len(known) and not isinstance(values.dtype, pd.CategoricalDtype):
+                raise _mixed(words.dropna(), numeric, name)
+            wanted = "continuous" if numeric == set(known) else "categorical"
     if wanted == "categorical":
         if len(known) < 2:
             raise InputError(f"outcomes.{name} is categorical but has fewer than two classes.")
         return OutcomeKind("categorical", known)
     return OutcomeKind(wanted)
+
+
+def _mixed(words: pd.Series, numeric: set[str], name: str) -> InputError:
+    """Some cells of an outcome are numbers and some are words; the first of the fewer is named by its row."""
+    number = words.isin(numeric)
+    few, strange, others = ("a number", number, "words")
+    if number.sum() >= len(words) / 2:
+        few, strange, others = ("a word", ~number, "numbers")
+    more = int(strange.sum()) - 1
+    also = f" (and {more} more such rows)" if more else ""
+    return InputError(
+        f"outcomes, data row {int(words.index[strange][0]) + 1}{also}: {name} is {few}, where {len(words) - 1 - more} "
+        f"rows hold {others}, so that its kind cannot be told. Correct the cell, or leave it blank if the outcome is "
+        f'unknown; or give the kind that is meant: outcome_kinds={{"{name}": "categorical"}}, or "continuous".'
+    )
 
 
 def infer_kinds(outcomes: pd.DataFrame, wanted: Mapping[str, str]) -> dict[str, OutcomeKind]:

@@ -48,6 +48,10 @@ class ImageFile:
     acquired: datetime | None = None
     """By the scanner's clock, without a time zone. The study's date is not taken: it is often earlier."""
 
+    def __repr__(self) -> str:
+        # Pixels in a log or a notebook are a patient's.
+        return f"ImageFile({' x '.join(map(str, self.pixels.shape))} {self.pixels.dtype}; {self.window})"
+
 
 def read_image(
     path: Location | Sequence[Location],

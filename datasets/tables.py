@@ -14,7 +14,7 @@ import pandas as pd
 
 from .checks import Excerpt, Policy, TableCheck
 from .errors import InputError
-from .times import are_dates, parse_times
+from .times import mostly_dates, parse_times
 from .words import UNFILLED, Words, as_words
 
 REQUIRED = {
@@ -196,18 +196,20 @@ def parse_static(table: pd.DataFrame, check: TableCheck) -> pd.DataFrame:
     """Static columns as float32 (numbers, truth values) or text (categories); a blank is missing.
 
     Raises:
-        InputError: two rows for one patient, or a column of dates.
+        InputError: two rows for one patient that differ, or a column of dates.
     """
+    columns = {"subject_id": table["subject_id"]}
+    for column in table.columns.drop("subject_id"):
+        columns[column] = _static_column(table[column], check, column)
+    parsed = pd.DataFrame(columns)
+    check.refuse(again(parsed, check), "the same row stands there twice", "Keep one row a patient")
     doubled = table["subject_id"].duplicated().to_numpy() & check.usable
     if doubled.any():
         raise InputError(
             f"static, data row {int(np.flatnonzero(doubled)[0]) + 1}: a second row for the same patient "
             f"({int(doubled.sum())} such rows). Keep one row a patient; what changes in time belongs in labs."
         )
-    columns = {"subject_id": table["subject_id"]}
-    for column in table.columns.drop("subject_id"):
-        columns[column] = _static_column(table[column], check, column)
-    return pd.DataFrame(columns)
+    return parsed
 
 
 def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Series:
@@ -216,9 +218,10 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
     words = as_words(values)
     refuse_unreadable(words, check, column)
     text, filled = words.text.str.strip(), ~words.blank & ~words.broken & ~words.strange
-    if pd.api.types.is_datetime64_any_dtype(values.dtype) or are_dates(text[filled]):
+    if pd.api.types.is_datetime64_any_dtype(values.dtype) or mostly_dates(text[filled]):
         raise InputError(
-            f"static.{column} holds dates. A date is no static fact: give an age or a duration in its place."
+            f"static.{column} holds dates. A date is no static fact: of a birth give the age in years in its place; "
+            "dates of death, discharge and the like tell what is to be predicted, so drop such a column."
         )
     if isinstance(values.dtype, pd.CategoricalDtype) or not filled.any():
         return text.where(filled)
@@ -244,6 +247,20 @@ def _finite(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:
     return numbers
 
 
+def again(table: pd.DataFrame, check: TableCheck) -> np.ndarray:
+    """bool `[row]`: which usable rows are wholly alike to a usable one before them."""
+    rows = np.flatnonzero(check.usable)
+    alike = np.zeros(len(table), bool)
+    alike[rows] = table.iloc[rows].duplicated().to_numpy()
+    return alike
+
+
+def refuse_same_samples(outcomes: pd.DataFrame, check: TableCheck) -> None:
+    """Refuse the rows that say of a sample again what was said."""
+    reason = "the same patient and prediction_time stand there twice, with the same outcomes"
+    check.refuse(again(outcomes, check), reason, "Keep one row a sample")
+
+
 def sorted_samples(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Samples by patient and prediction time.
 
@@ -254,8 +271,8 @@ def sorted_samples(outcomes: pd.DataFrame) -> pd.DataFrame:
     if doubled.any():
         row = int(outcomes.index[doubled][0]) + 1
         raise InputError(
-            f"outcomes, data row {row}: the same patient and prediction_time stand there twice "
-            f"({int(doubled.sum())} such rows). Keep one row a sample."
+            f"outcomes, data row {row}: the same patient and prediction_time stand there twice, with other outcomes "
+            f"({int(doubled.sum())} such rows). Find out which is right, and keep one row a sample."
         )
     return outcomes.sort_values(["subject_id", "prediction_time"], ignore_index=True)
 

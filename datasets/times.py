@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +16,12 @@ from .words import as_words
 # "2031-05" taken as its first day would let an event be known weeks before it happened.
 _DAY = r"^(?:\d{4}-\d{2}-\d{2}|\d{4}/\d{2}/\d{2}|\d{8}T)"
 _MOMENT = rf"{_DAY}(?:[T ]?\d{{2}}(?::?\d{{2}}(?::?\d{{2}}(?:\.\d+)?)?)?\s*(?:Z|[+-]\d{{2}}(?::?\d{{2}})?)?)?$"
+# As hospitals write dates for people: 17.05.1950, 5/17/50, 17-May-1950, May 17, 1950, with or without a time of day.
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_CUSTOMARY = (
+    rf"(?i)^(?:\d{{1,2}}[./-]\d{{1,2}}[./-](?:\d{{4}}|\d{{2}})|\d{{1,2}}[ .-]*{_MONTH}[ ,.-]*\d{{2,4}}|"
+    rf"{_MONTH} *\d{{1,2}}(?:st|nd|rd|th)?,? +\d{{4}})(?:,?[ T]+\d{{1,2}}:\d{{2}}.*)?$"
+)
 _ZONED = rf"{_DAY}.*\d\s*(?:Z|[+-]\d{{2}}(?::?\d{{2}})?)$"
 
 
@@ -95,7 +100,9 @@ def require_one_clock(zones: Mapping[str, bool]) -> None:
         )
 
 
-def are_dates(words: pd.Series) -> bool:
-    """Whether all of these texts are dates or times (a date of birth, say)."""
+def mostly_dates(words: pd.Series) -> bool:
+    """Whether more than half of these texts are dates or times (of birth, say), in ISO 8601 or a customary form."""
     arrow = pa.array(words, pa.large_string())
-    return bool(len(words)) and bool(np.all(pc.match_substring_regex(arrow, _MOMENT).to_numpy(zero_copy_only=False)))
+    dates = pc.match_substring_regex(arrow, _MOMENT).to_numpy(zero_copy_only=False)
+    dates |= pc.match_substring_regex(arrow, _CUSTOMARY).to_numpy(zero_copy_only=False)
+    return bool(len(words)) and bool(dates.mean() > 0.5)

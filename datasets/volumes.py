@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,13 @@ class Volume:
     series_uid: str | None = None
     acquired: datetime | None = None
     """Of the latest slice, by the scanner's clock, without a time zone."""
-    passed_over: tuple[str, ...] = field(default=(), repr=False)
+    passed_over: tuple[str, ...] = ()
     """Files of the folder that are no DICOM image, such as DICOMDIR or a report."""
+
+    def __repr__(self) -> str:
+        # Pixels in a log or a notebook are a patient's.
+        shape, apart = " x ".join(map(str, self.pixels.shape)), " x ".join(f"{one:g}" for one in self.spacing)
+        return f"Volume({shape} {self.pixels.dtype}; {apart} mm; {self.axes}; {self.window})"
 
 
 def slabs(

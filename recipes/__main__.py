@@ -185,7 +185,7 @@ def predict(
 ) -> None:
     """Write the risk of every sample, or the reason why there is none.
 
-    The data may be in the recipe's layout or five tables, without outcome columns.
+    The data may be in the recipe's layout or five tables; outcome columns are not looked at.
 
     Example: chiasm predict runs/icu --data today --out risks.csv
     """

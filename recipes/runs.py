@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..datasets.errors import InputError
-from ..datasets.files import find_table
+from ..datasets.files import find_table, read_cohort
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -219,7 +219,8 @@ def _read_run(folder: Path) -> dict:
 def read_patients(recipe: Recipe, data: Path, history: float | None) -> Cohort:
     """Patients to predict for: in the recipe's own layout, or as five tables or MEDS.
 
-    Tables may come without outcome columns, as they do for patients of today.
+    Tables may come without outcome columns, as they do for patients of today, and those that there are are not looked
+    at: they may be blank.
 
     Args:
         recipe: the recipe.
@@ -230,7 +231,7 @@ def read_patients(recipe: Recipe, data: Path, history: float | None) -> Cohort:
 
     meds = (data / "data").is_dir() and (data / "metadata").is_dir()
     if meds or find_table(data, "outcomes"):
-        return recipe.stored(Cohort.read(data, history=history))
+        return recipe.stored(read_cohort(Cohort, data, {"history": history}, labelled=False))
     return recipe.patients(data)
 
 

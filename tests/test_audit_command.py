@@ -228,6 +228,14 @@ def test_dates_of_birth_and_death_are_no_facts_and_tell_what_cannot_be(tables, t
     assert found["predictions after death"]["count"] == 1
 
 
+def test_dates_as_people_write_them_are_no_facts_either(tables, tmp_path):
+    tables["static"]["died_on"] = None
+    tables["static"].loc[[3, 5], "died_on"] = ["17.05.2031", "3.6.2031"]
+    found = findings(write(tmp_path / "data", tables))
+    assert found["dates that are no input"]["count"] == 2
+    assert found["dates that are no input"]["where"]["column"] == "died_on"
+
+
 def test_images_that_cannot_be_read_are_found_without_their_paths(tables, tmp_path, capsys):
     images = tables["images"]
     (tmp_path / "cut.png").write_bytes(Path(images["path"][0]).read_bytes()[:200])

@@ -1,5 +1,6 @@
 """Folders of tables: what is understood, and what would silently become another cohort and is refused."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -152,6 +153,74 @@ def test_what_is_not_there_is_named(tmp_path):
         Cohort.read(tmp_path)
     with pytest.raises(InputError, match=r"There is no file .*labs.csv"):
         read_table(tmp_path / "labs.csv")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "lab.csv",
+            "Labs.xlsx",
+            "labs.tsv",
+            "labs.csv.gz",
+            "LABS.CSV.zip",
+            "lbas.parquet",
+            "laboratory.csv",
+            "labss.csv",
+        ),
+        *("lab_results.csv", "labs (1).csv", "labs_2031.json", "notes.txt", "note.csv", "Image.csv", "statics.feather"),
+    ],
+)
+def test_a_table_under_nearly_its_name_or_in_another_format_is_not_passed_over(tmp_path, name):
+    (write(tmp_path, outcomes=OUTCOMES) / name).write_bytes(b"x")
+    told = (
+        rf"has no (labs|notes|images|static).csv or \1.parquet, but {re.escape(name)}, which is not read. If it is that"
+    )
+    with pytest.raises(InputError, match=told):
+        Cohort.read(tmp_path)
+
+
+def test_outcomes_in_another_format_or_in_parts_are_named(tmp_path):
+    (tmp_path / "outcomes.xlsx").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"has no outcomes.csv or outcomes.parquet, but outcomes.xlsx, which is not"):
+        Cohort.read(tmp_path)
+    (tmp_path / "outcomes.xlsx").unlink()
+    (tmp_path / "outcomes.parquet").mkdir()
+    with pytest.raises(InputError, match=r"but outcomes.parquet, which is not read. .* write it as one CSV or Parquet"):
+        Cohort.read(tmp_path)
+
+
+def test_files_that_are_something_else_and_copies_of_a_table_are_left_alone(tmp_path):
+    write(tmp_path, **FILES)
+    others = (
+        "README.txt",
+        "labels.csv",
+        "truth.csv",
+        "splits.csv",
+        "labs.xlsx",
+        "lab.csv",
+        "hospital.json",
+        ".labs.csv",
+    )
+    for name in (*others, "notes.md", "codes.csv", "~$static.xlsx"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "images").mkdir()
+    assert_read(Cohort.read(tmp_path), tmp_path)
+    bare = write(tmp_path / "bare", outcomes=OUTCOMES)
+    for name in ("images", "notes"):
+        (bare / name).mkdir()
+    for name in (
+        "~$labs.xlsx",
+        "nodes.csv",
+        "statins.csv",
+        "slabs.png",
+        "codes.csv",
+        "labels.csv",
+        "README.txt",
+        "labs.md",
+    ):
+        (bare / name).write_bytes(b"x")
+    assert Cohort.read(bare).modalities == ()
 
 
 def test_a_table_that_stands_there_twice_is_refused(tmp_path):

@@ -198,7 +198,7 @@ def test_images_move_with_the_dataset_that_holds_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     home = tmp_path / "dataset"
     table = tables()["images"].assign(path=[str(home / "films" / "a.png"), "b.png"])
-    Cohort(tables()["outcomes"].drop(columns="never"), images=table).write("dataset")
+    Cohort(tables()["outcomes"].drop(columns=["never", "stage"]), images=table).write("dataset")
     home.rename(tmp_path / "moved")
     paths = Cohort.read(tmp_path / "moved").images["path"]
     assert sorted(paths) == [str(tmp_path / "b.png"), str(tmp_path / "moved" / "films" / "a.png")]
@@ -317,6 +317,7 @@ def test_images_of_another_writer_are_read(tmp_path):
         ({"integer_value": [0, 1, 1]}, "binary"),
         ({"integer_value": [0, 1, 2]}, "continuous"),
         ({"categorical_value": ["a", "b", "b"]}, "categorical"),
+        ({"categorical_value": ["480", "V27", "480"]}, "categorical"),
         ({"boolean_value": [None] * 3, "float_value": [0.5, 1.0, None], "integer_value": [None] * 3}, "continuous"),
     ],
 )

@@ -38,12 +38,46 @@ def test_a_sample_stands_once():
         ([-0.5, 1e30, 3], "continuous"),
         (["mild", "severe", "mild"], "categorical"),
         (["yes", "no", None], "categorical"),
-        (["1", "2", "x"], "categorical"),
         (pd.Categorical(["b", "a", "b"]), "categorical"),
+        (pd.Categorical(["1", "2", "x"]), "categorical"),
     ],
 )
 def test_the_kind_of_an_outcome_is_inferred_from_its_values(values, kind):
     assert Cohort(outcomes(y=values)).outcome_kinds["y"] == kind
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["1", "2", "x"], r"outcomes, data row 3: y is a word, where 2 rows hold numbers"),
+        ([0, "unknown", 1], r"outcomes, data row 2: y is a word, where 2 rows hold numbers"),
+        (["480", "V27", "J18"], r"outcomes, data row 1: y is a number, where 2 rows hold words"),
+        (["yes", None, "1"], r"outcomes, data row 1: y is a word, where 1 rows hold numbers"),
+    ],
+)
+def test_words_among_numbers_are_no_classes_unless_they_are_said_to_be(values, told):
+    for policy in ("raise", "exclude"):
+        with pytest.raises(InputError, match=rf"{told}, so that its kind cannot be told. Correct the cell"):
+            Cohort(outcomes(y=values), invalid=policy)
+    classes = Cohort(outcomes(y=values), outcome_kinds={"y": "categorical"}).outcome_kinds["y"].classes
+    assert set(classes) == {str(value) for value in values if value is not None}
+
+
+def test_a_word_among_numbers_of_a_kind_that_was_given_is_left_out_and_listed():
+    cohort = Cohort(outcomes(y=["0", "1", "x"]), outcome_kinds={"y": "binary"}, invalid="exclude")
+    assert [(one.table, one.row) for one in cohort.exclusions] == [("outcomes", 3)]
+
+
+def test_a_row_that_stands_twice_is_left_out_and_listed_where_that_was_asked_for():
+    twice = outcomes([1, 2, 1], stage=["mild", "severe", "mild"], died=[0, 1, 0.0])
+    with pytest.raises(InputError, match=r"data row 3: the same .* stand there twice, with the same outcomes. Keep"):
+        Cohort(twice)
+    cohort = Cohort(twice, invalid="exclude")
+    assert cohort.outcomes["subject_id"].tolist() == [1, 2]
+    assert [(one.table, one.row) for one in cohort.exclusions] == [("outcomes", 3)]
+    # Which of two outcomes is right, nobody can tell who leaves rows out.
+    with pytest.raises(InputError, match=r"data row 3: .* twice, with other outcomes \(1 such rows\). Find out which"):
+        Cohort(twice.assign(died=[0, 1, 1]), invalid="exclude")
 
 
 def test_the_kind_of_an_outcome_can_be_given():

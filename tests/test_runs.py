@@ -281,6 +281,19 @@ def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, 
     assert len(pd.read_csv(tmp_path / "risks.csv")) == 48
 
 
+@pytest.mark.parametrize("died", ["", "to come"])
+def test_predict_does_not_look_at_outcomes_which_may_be_blank_throughout(run, recipe, tmp_path, died):
+    from chiasm.datasets import Cohort
+
+    own = write_tables(tmp_path / "own", died=died)
+    Cohort.read(write_tables(tmp_path / "bare").parent / "bare").write(tmp_path / "meds")
+    labels = pd.read_parquet(tmp_path / "meds" / "labels" / "died.parquet")
+    labels.assign(boolean_value=None).to_parquet(tmp_path / "meds" / "labels" / "died.parquet", index=False)
+    for data in (own, tmp_path / "meds"):
+        assert chiasm("predict", run, "--data", data, "--out", tmp_path / "risks.csv", "--recipe", recipe) == 0
+        assert pd.read_csv(tmp_path / "risks.csv")["status"].eq("ok").sum() == 48
+
+
 # Reports
 
 

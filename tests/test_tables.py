@@ -518,6 +518,19 @@ def test_a_second_static_row_of_a_patient_is_refused():
         Cohort(outcomes(), static=pd.DataFrame({"subject_id": [1, 2, "1"], "age": [50, 60, 70]}))
 
 
+def test_a_static_row_that_stands_twice_is_left_out_and_listed_where_that_was_asked_for():
+    twice = pd.DataFrame({"subject_id": [1, 2, "1"], "age": [50, 60, "50.0"], "sex": ["f", "m", " f"]})
+    with pytest.raises(
+        InputError, match=r"static, data row 3: the same row stands there twice. Keep one row a patient"
+    ):
+        Cohort(outcomes(), static=twice)
+    cohort = Cohort(outcomes(), static=twice, invalid="exclude")
+    assert cohort.static["age"].tolist() == [50, 60]
+    assert [(one.table, one.row) for one in cohort.exclusions] == [("static", 3)]
+    with pytest.raises(InputError, match=r"static, data row 3: a second row for the same patient"):
+        Cohort(outcomes(), static=twice.assign(age=[50, 60, 51]), invalid="exclude")
+
+
 @pytest.mark.parametrize("value", [np.inf, -np.inf, "inf", 1e39, "1e400"])
 def test_an_infinite_fact_is_refused_or_excluded(value):
     table = pd.DataFrame({"subject_id": [1, 2], "age": pd.Series([50, value], dtype=object)})
@@ -537,11 +550,26 @@ def test_a_fact_that_would_drown_all_others_is_refused(value):
 
 @pytest.mark.parametrize(
     "values",
-    [[NOW], ["1961-02-03"], [datetime.date(1961, 2, 3)], pd.DatetimeIndex([NOW], tz="UTC"), ["1961-02-03 10:00"]],
+    [
+        *([NOW], ["1961-02-03"], [datetime.date(1961, 2, 3)], pd.DatetimeIndex([NOW], tz="UTC"), ["1961-02-03 10:00"]),
+        *(["17.05.1950"], ["5/17/50"], ["17-05-1950 08:30"], ["17-May-1950"], ["17MAY1950"], ["May 17, 1950"]),
+        *(["3. Sept. 1950"], ["5/17/1950 8:30 PM"]),
+    ],
 )
 def test_a_date_is_no_static_fact(values):
-    with pytest.raises(InputError, match=r"static.born holds dates"):
+    with pytest.raises(InputError, match=r"static.born holds dates. .* of a birth give the age .* so drop such"):
         Cohort(outcomes(), static=pd.DataFrame({"subject_id": [1], "born": values}))
+
+
+def test_a_column_of_dates_with_a_word_or_a_blank_among_them_makes_no_category_a_patient():
+    died = ["2031-05-19", None, "alive", "2031-06-01"]
+    with pytest.raises(InputError, match=r"static.dod holds dates. .* tell what is to be predicted, so drop"):
+        Cohort(outcomes([1, 2, 3, 4][:3]), static=pd.DataFrame({"subject_id": [1, 2, 3, 4], "dod": died}))
+
+
+@pytest.mark.parametrize("values", [["1950"], ["50"], ["3.5"], ["0+"], ["1/2"], ["maybe"], ["12-34"], ["May 4"]])
+def test_what_only_looks_like_a_part_of_a_date_is_a_fact(values):
+    assert len(Cohort(outcomes(), static=pd.DataFrame({"subject_id": [1], "fact": values})).static) == 1
 
 
 def test_what_is_no_text_does_not_become_a_category():

@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 from chiasm.datasets.errors import InputError, UnreadableImageError
-from chiasm.datasets.pixels import read_image, resize
+from chiasm.datasets.pixels import ImageFile, read_image, resize
 from chiasm.datasets.volumes import Volume, scale_by_percentiles, slabs
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -537,3 +537,12 @@ def test_the_worked_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(compile(EXAMPLE, "README.md", "exec"), names)
     assert capsys.readouterr().out == "(24, 6, 8) (2.5, 0.7, 0.5) SPL lung, LINEAR_EXACT -600/1500\n"
     assert names["images"].shape == (4, 3, 6, 8)
+
+
+def test_a_volume_and_an_image_in_a_log_show_what_they_are_and_no_pixel():
+    volume = Volume(
+        np.full((3, 6, 8), 0.123, np.float32), "center 40, width 400", (2.5, 0.7, 0.5), "SPL", study_uid="9"
+    )
+    assert repr(volume) == "Volume(3 x 6 x 8 float32; 2.5 x 0.7 x 0.5 mm; SPL; center 40, width 400)"
+    image = ImageFile(np.full((1, 6, 8), 0.123, np.float32), "all values", study_uid="9")
+    assert repr(image) == "ImageFile(1 x 6 x 8 float32; all values)"
