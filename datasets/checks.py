@@ -81,6 +81,13 @@ class TableCheck:
         """bool `[row]`: True where nothing is wrong so far."""
         return self.cause == 0
 
+    def repeated(self, table: pd.DataFrame) -> np.ndarray:
+        """bool `[row]`: which usable rows of the table are wholly alike to a usable one before them."""
+        rows = np.flatnonzero(self.usable)
+        alike = np.zeros(len(table), bool)
+        alike[rows] = table.iloc[rows].duplicated().to_numpy()
+        return alike
+
     def take(self, rows: np.ndarray) -> TableCheck:
         """The same check of only these rows (positions)."""
         taken = TableCheck(self.table, len(rows), self.policy, self.places and self.places.take(rows))

@@ -16,15 +16,7 @@ from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
 from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
 from .subject_ids import of_one_type
-from .tables import (
-    EVENT_TABLES,
-    as_excerpt,
-    no_patient_in_common,
-    parse_rows,
-    refuse_same_samples,
-    sorted_facts,
-    sorted_samples,
-)
+from .tables import EVENT_TABLES, as_excerpt, no_patient_in_common, parse_rows, sorted_facts, sorted_samples
 from .times import require_one_clock
 from .windows import (
     EVENTS,
@@ -106,7 +98,6 @@ class Cohort:
             )
         self.outcome_kinds: dict[str, OutcomeKind] = infer_kinds(usable, outcome_kinds or {})
         parsed["outcomes"] = typed_outcomes(parsed["outcomes"], self.outcome_kinds, checks["outcomes"])
-        refuse_same_samples(parsed["outcomes"], checks["outcomes"])
         settled = {name: checks[name].settle(table) for name, table in parsed.items()}
         self.exclusions: tuple[Exclusion, ...] = tuple(left_out for _, some in settled.values() for left_out in some)
         """Rows that were left out because `invalid="exclude"` asked for it."""

@@ -141,14 +141,17 @@ def encode_outcome(values: pd.Series, name: str, kind: OutcomeKind) -> np.ndarra
 def typed_outcomes(outcomes: pd.DataFrame, kinds: Mapping[str, OutcomeKind], check: TableCheck) -> pd.DataFrame:
     """The outcomes table with each column in the type of its kind: text for classes, else float32.
 
-    A value that the kind cannot have is noted in `check`.
+    A value that the kind cannot have is noted in `check`, and a row that says of a sample again what was said.
     """
     columns = {}
     for name, kind in kinds.items():
         numbers, wrong = _encoded(outcomes[name], kind)
         check.refuse(wrong, _expectation(name, kind), _remedy(name))
         columns[name] = _words(outcomes[name]) if kind == "categorical" else numbers
-    return outcomes.assign(**columns)
+    typed = outcomes.assign(**columns)
+    reason = "the same patient and prediction_time stand there twice, with the same outcomes"
+    check.refuse(check.repeated(typed), reason, "Keep one row a sample")
+    return typed
 
 
 def _encoded(values: pd.Series, kind: OutcomeKind) -> tuple[np.ndarray, np.ndarray]:

@@ -202,7 +202,7 @@ def parse_static(table: pd.DataFrame, check: TableCheck) -> pd.DataFrame:
     for column in table.columns.drop("subject_id"):
         columns[column] = _static_column(table[column], check, column)
     parsed = pd.DataFrame(columns)
-    check.refuse(again(parsed, check), "the same row stands there twice", "Keep one row a patient")
+    check.refuse(check.repeated(parsed), "the same row stands there twice", "Keep one row a patient")
     doubled = table["subject_id"].duplicated().to_numpy() & check.usable
     if doubled.any():
         raise InputError(
@@ -245,20 +245,6 @@ def _finite(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:
     beyond = (numbers.abs() > LARGEST_LAB_VALUE).to_numpy(bool)
     check.refuse(beyond, f"{column} is beyond ±{LARGEST_LAB_VALUE:.0e}", "Correct the number or leave it blank")
     return numbers
-
-
-def again(table: pd.DataFrame, check: TableCheck) -> np.ndarray:
-    """bool `[row]`: which usable rows are wholly alike to a usable one before them."""
-    rows = np.flatnonzero(check.usable)
-    alike = np.zeros(len(table), bool)
-    alike[rows] = table.iloc[rows].duplicated().to_numpy()
-    return alike
-
-
-def refuse_same_samples(outcomes: pd.DataFrame, check: TableCheck) -> None:
-    """Refuse the rows that say of a sample again what was said."""
-    reason = "the same patient and prediction_time stand there twice, with the same outcomes"
-    check.refuse(again(outcomes, check), reason, "Keep one row a sample")
 
 
 def sorted_samples(outcomes: pd.DataFrame) -> pd.DataFrame:
