@@ -35,8 +35,10 @@ class Budgeted(Protocol):
     def detailed(self, packed: Packed) -> Bool[np.ndarray, " entry"]:
         """Which entries of all samples keep all of their tokens under the budget."""
 
-    def encoded(self, part: Images | Notes) -> Encoded:
-        """All tokens of all rows of a part."""
+
+def has_budget(encoder: object) -> bool:
+    """Whether an encoder is one that was given a budget."""
+    return isinstance(encoder, Budgeted) and encoder.budget is not None
 
 
 def in_detail(

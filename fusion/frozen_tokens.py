@@ -27,6 +27,7 @@ from ..datasets.shelf import Made
 from ..datasets.store import Store
 from ..datasets.windows import Window
 from ..encoders import Encoded, Tuned
+from ..encoders.budget import has_budget
 from .learning import tuned_encoders
 from .model import FusionModel
 
@@ -160,7 +161,7 @@ def _tokens(name: str, encoder: Tuned, packed: Packed, store: Store) -> Packed:
     rows = {contents[place]: int(used[place]) for place in order}
     settings = {"network": encoder.identity(), "libraries": {library: version(library) for library in _LIBRARIES}}
     fields: dict[str, tuple] = {"values": ("f4", (encoder.width,))}
-    if encoder.budget:
+    if has_budget(encoder):
         settings, fields = settings | {"with": "means"}, fields | {"place": ("i4", ())}
     shelf = store.shelf(f"tokens-{name}", settings, fields)
     # The network is here, and uses the processors itself.
@@ -169,7 +170,7 @@ def _tokens(name: str, encoder: Tuned, packed: Packed, store: Store) -> Packed:
         shelf.add(dict(zip(rows, rows, strict=True)), make, f"encoding {name} once", chunk=_ROWS_A_CHUNK)
     first, counts = np.array([shelf.find(content) for content in contents], np.int64).reshape(-1, 2).T
     first, counts = first[entry], counts[entry]
-    if encoder.budget:
+    if has_budget(encoder):
         # Of each row all tokens but the last, which is their mean; or the mean alone.
         detailed = encoder.detailed(packed)
         first, counts = np.where(detailed, first, first + counts - 1), np.where(detailed, counts - 1, 1)
@@ -205,7 +206,7 @@ def _made(encoder: Tuned, packed: Packed, rows: dict[str, int], contents: list[s
     values = encoded.values.float().cpu().numpy()
     ends = np.cumsum(np.bincount(encoded.patient.cpu().numpy(), minlength=count))[:-1]
     parts = np.split(values, ends)
-    if not encoder.budget:
+    if not has_budget(encoder):
         return [Made(content, content, {"values": own}) for content, own in zip(contents, parts, strict=True)]
     with_means = (np.concatenate([own, own.mean(0, keepdims=True)]) for own in parts)
     return [

@@ -20,7 +20,7 @@ from ..datasets.errors import InputError
 from ..datasets.outcomes import OutcomeKind
 from ..datasets.prepared import Packed, PreparedSamples, Reader, prepare
 from ..encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
-from ..encoders.budget import Budgeted, tell_shortened
+from ..encoders.budget import has_budget, tell_shortened
 from .artifact import checked_folder, new_folder
 from .bottleneck import BottleneckFusion
 from .concatenation import ConcatenationFusion
@@ -183,7 +183,7 @@ class FusionModel(nn.Module):
     def _told(self, name: str, packed: Packed) -> Packed:
         """One modality of all samples, with a remark on what its encoder does not read in detail."""
         encoder = self.encoders[name]
-        if not isinstance(encoder, Budgeted) or not encoder.budget:
+        if not has_budget(encoder):
             return packed
         return tell_shortened(packed, encoder.detailed(packed), encoder.budget)
 
