@@ -12,7 +12,9 @@ from typer.core import TyperGroup
 
 from ..fusion.processes import is_main_process
 
-STOPPED = "Stopped. A run of chiasm train keeps its best weights, and goes on with the same command."
+STOPPED = (
+    "Stopped. The same command goes on: chiasm train has kept its best weights, and chiasm tune its finished trials."
+)
 
 
 class _Commands(TyperGroup):
@@ -233,6 +235,54 @@ def compare(
     # As names one by one or several with commas between; an empty text is no head at all.
     chosen = None if heads is None else [name for word in heads for name in word.replace(",", " ").split()]
     compare_recipe(own, data, out, pairs=pairs, heads=chosen, resamples=resamples, jobs=jobs, say=say)
+
+
+@app.command()
+def tune(
+    recipe: RecipeArgument,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the trials and best.py; give it again to go on.")],
+    trials: Annotated[int, typer.Option(help="How many settings to try, those tried before included.")] = 20,
+    folds: Annotated[int, typer.Option(help="Parts of the training patients, by each of which a trial is scored.")] = 3,
+    range_: Annotated[
+        list[str], typer.Option("--range", help="What to search, as name=low:high[:log or :STEP] or name=this,that.")
+    ] = [],  # noqa: B006 - typer copies it
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    storage: Annotated[
+        str | None, typer.Option(help="URL of a database that several commands share; a file in --out by default.")
+    ] = None,
+    study: Annotated[str, typer.Option(help="Name of the search in that database.")] = "search",
+    store: StoreOption = None,
+    jobs: JobsOption = 1,
+) -> None:
+    """Search the settings of a recipe on its training patients, and write the best as a recipe file.
+
+    The recipe says what may be searched, or --range does; what --set gives is not searched. The score is the
+    mean AUROC of folds by patient (the loss, where no outcome is binary). Held-out patients are not touched.
+    Trials that are worse than half of the others are given up after a fold. Stopped, it goes on with the same
+    command; given on several machines with one --storage, such as
+    postgresql+psycopg://user@host/database, the commands share the trials.
+
+    Example: chiasm tune icu-mortality --data physionet2012 --out tuned --range learning_rate=1e-4:1e-2:log
+
+    Then: chiasm train tuned/best.py --data physionet2012 --out runs/tuned
+    """
+    from .tune import tune_recipe
+
+    tune_recipe(
+        recipe,
+        data,
+        out,
+        assignments=set_,
+        ranges=range_,
+        store=store,
+        trials=trials,
+        folds=folds,
+        storage=storage,
+        study=study,
+        jobs=jobs or 1,
+        say=say,
+    )
 
 
 @app.command()

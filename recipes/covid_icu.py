@@ -20,6 +20,7 @@ from chiasm.datasets import Cohort
 from chiasm.datasets.covid import read_covid
 from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import CrossAttentionFusion, FusionModel
+from chiasm.recipes.ranges import Choice, Range
 from chiasm.recipes.recipe import Card
 
 CARD = Card(
@@ -55,6 +56,15 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     seed: int = 0
+
+
+SEARCHED = {
+    "width": Choice(32, 64, 128),
+    "epochs": Range(6, 24),
+    "learning_rate": Range(3e-4, 3e-3, log=True),
+    "weight_decay": Range(0.01, 1.0, log=True),
+}
+"""What `chiasm tune` may choose from."""
 
 
 def read(data: Path, settings: Settings) -> Cohort:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from chiasm.datasets import Cohort
 from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import CrossAttentionFusion, FusionModel
+from chiasm.recipes.ranges import Choice, Range
 from chiasm.recipes.recipe import Card
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ class Settings:
     learning_rate: float = 2e-3
     modality_dropout: float = 0.1
     seed: int = 0
+
+
+SEARCHED = {
+    "width": Choice(32, 64, 128),
+    "epochs": Range(10, 30),
+    "learning_rate": Range(5e-4, 5e-3, log=True),
+    "modality_dropout": Range(0.0, 0.3),
+}
+"""What `chiasm tune` may choose from."""
 
 
 def read(data: Path, settings: Settings) -> Cohort:

@@ -14,6 +14,7 @@ from chiasm.datasets.files import read_table
 from chiasm.datasets.physionet2012 import read_physionet2012, sets_in, stays_of
 from chiasm.encoders import LabAugmentation, LabEncoder, StaticEncoder
 from chiasm.fusion import CrossAttentionFusion, FusionModel
+from chiasm.recipes.ranges import Choice, Range
 from chiasm.recipes.recipe import Card
 
 CARD = Card(
@@ -49,6 +50,18 @@ class Settings:
     members: int = 1
     """Models that are trained, with seeds that follow each other, and predict together."""
     seed: int = 0
+
+
+SEARCHED = {
+    "width": Choice(32, 64, 128),
+    "dropout": Range(0.2, 0.6),
+    "summary_dropout": Range(0.3, 0.8),
+    "measurement_dropout": Range(0.0, 0.4),
+    "epochs": Range(4, 16),
+    "learning_rate": Range(3e-4, 3e-3, log=True),
+    "weight_decay": Range(0.1, 5.0, log=True),
+}
+"""What `chiasm tune` may choose from."""
 
 
 def read(data: Path, settings: Settings) -> Cohort:

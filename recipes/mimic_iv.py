@@ -31,6 +31,7 @@ from chiasm.datasets import Cohort
 from chiasm.datasets.mimic import cxr_splits, read_mimic
 from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import CrossAttentionFusion, FusionModel
+from chiasm.recipes.ranges import Choice, Range
 from chiasm.recipes.recipe import Card
 
 CARD = Card(
@@ -74,6 +75,15 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     seed: int = 0
+
+
+SEARCHED = {
+    "width": Choice(64, 128, 256),
+    "epochs": Range(5, 30),
+    "learning_rate": Range(2e-4, 2e-3, log=True),
+    "weight_decay": Range(0.01, 0.5, log=True),
+}
+"""What `chiasm tune` may choose from."""
 
 
 def read(data: Path, settings: Settings) -> Cohort:

@@ -9,6 +9,7 @@ import inspect
 import sys
 import typing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ BUILT_IN = {
     "covid-icu": "covid_icu",
     "mimic-iv": "mimic_iv",
 }
-_PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
+PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
 """What a recipe has. It may also have `patients`, where not all to predict for are among those it is
 trained and evaluated on; and, where patients are few, `VARIANTS` and `sources`, which are scored by
 cross-validation with the settings `folds` and `repeats`."""
@@ -60,6 +61,10 @@ class Recipe:
     settings: object
     store: Path | None = None
     """Where the arrays of its cohorts are kept, if not in memory."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A module does not travel to another process, where it is loaded again.
+        return partial(load_recipe, self.name, (), self.stated_settings, store=self.store), ()
 
     def read(self, data: Path) -> Cohort:
         """Whose risk, when, from what: those whose outcome can be learned from or held against a risk."""
@@ -120,9 +125,9 @@ def load_recipe(
         InputError: no such recipe, a part of it is missing, or a setting is unknown or of another type.
     """
     module = _module(name)
-    missing = [part for part in _PARTS if not hasattr(module, part)]
+    missing = [part for part in PARTS if not hasattr(module, part)]
     if missing:
-        raise InputError(f"The recipe {name} lacks {missing[0]}. A recipe has {', '.join(_PARTS)}.")
+        raise InputError(f"The recipe {name} lacks {missing[0]}. A recipe has {', '.join(PARTS)}.")
     values = dict(stated or {}) | _parsed(module.Settings, assignments)
     known = {field.name for field in dataclasses.fields(module.Settings)}
     strange = sorted(set(values) - known)
@@ -168,17 +173,22 @@ def _parsed(settings: type, assignments: Sequence[str]) -> dict[str, object]:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"--set was given {assignment!r}; expected name=value.")
-        values[name] = _typed(name, text, types[name]) if name in types else text
+        values[name] = parsed_setting(name, text, types[name]) if name in types else text
     return values
 
 
-def _typed(name: str, text: str, kind: object) -> object:
+def parsed_setting(name: str, text: str, kind: object) -> object:
+    """A setting out of its text, in the type that it is declared with.
+
+    Raises:
+        InputError: it is of another type.
+    """
     choices = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
-        return tuple(_typed(name, part.strip(), choices[0]) for part in text.split(",") if part.strip())
+        return tuple(parsed_setting(name, part.strip(), choices[0]) for part in text.split(",") if part.strip())
     if type(None) in choices:
         inner = next(choice for choice in choices if choice is not type(None))
-        return None if text.lower() in ("", "none") else _typed(name, text, inner)
+        return None if text.lower() in ("", "none") else parsed_setting(name, text, inner)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise InputError(f"The setting {name} is {text!r}; expected true or false.")

@@ -439,7 +439,8 @@ def test_ctrl_c_ends_in_a_line_and_the_best_weights_stay(recipe, tables, tmp_pat
     child.send_signal(signal.SIGINT)
     _, error = child.communicate(timeout=240)
     assert error.strip() == (
-        "chiasm: Stopped. A run of chiasm train keeps its best weights, and goes on with the same command."
+        "chiasm: Stopped. The same command goes on: chiasm train has kept its best weights, and chiasm tune its "
+        "finished trials."
     )
     assert child.returncode == 130
     assert FusionModel.load(run / "model").is_built
