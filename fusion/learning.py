@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..encoders import Tuned
 from .model import FusionModel
@@ -66,9 +67,24 @@ def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> 
             share, decays = shares.get(id(weight), 1.0), weight.ndim > 1
             fresh = {"params": [], "weight_decay": decay if decays else 0.0, "lr": rate * share}
             groups.setdefault((share, decays), fresh)["params"].append(weight)
+    # One kernel for all weights: of small networks, a launch a weight and a moment is a tenth of a step.
     if name == "sgd":
-        return torch.optim.SGD(groups.values(), lr=rate, momentum=0.9)
-    return torch.optim.AdamW(groups.values(), lr=rate)
+        rule = torch.optim.SGD(groups.values(), lr=rate, momentum=0.9, fused=True)
+    else:
+        rule = torch.optim.AdamW(groups.values(), lr=rate, fused=True)
+    rule.register_load_state_dict_post_hook(_lay_out_moments)
+    return rule
+
+
+def _lay_out_moments(rule: torch.optim.Optimizer) -> None:
+    """Bring moments that were read from a file into the memory layout of their weights.
+
+    The fused kernel walks through memory as it lies, and the weights of convolutions lie channels last.
+    """
+    for weight, moments in rule.state.items():
+        for name, value in moments.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 class MovingAverage(nn.Module):
@@ -103,8 +119,14 @@ class MovingAverage(nn.Module):
         buffers = (
             (kept[name], value) for kept, new in self._buffers_of for name, value in new.items() if value is not None
         )
-        for kept, new in (*self._weights, *buffers):
-            kept.copy_(torch.lerp(new, kept, own) if own and kept.is_floating_point() else new)
+        averaged, copied = [], []
+        for pair in (*self._weights, *buffers):
+            (averaged if own and pair[0].is_floating_point() else copied).append(pair)
+        # All at once: one weight after the other takes longer to call than to compute.
+        if averaged:
+            get_ema_multi_avg_fn(own)(*map(list, zip(*averaged, strict=True)), self.n_averaged)
+        for kept, new in copied:
+            kept.copy_(new)
         self.n_averaged += 1
 
 
