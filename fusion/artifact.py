@@ -26,6 +26,10 @@ _ABANDONED = 3600
 """Seconds."""
 
 
+class DamagedError(InputError):
+    """A folder is not as it was written: a file changed, is missing, or was never there."""
+
+
 @contextmanager
 def new_folder(folder: Path, kind: str) -> Iterator[Path]:
     """A scratch folder to fill; on success it gets its manifest and takes the place of `folder`.
@@ -42,7 +46,7 @@ def new_folder(folder: Path, kind: str) -> Iterator[Path]:
     """
     folder = Path(folder).resolve()
     restore_retired(folder)
-    _clear_abandoned(folder)
+    clear_abandoned(folder, age=_ABANDONED)
     _refuse_to_replace(folder, kind)
     # Not by mkdtemp, which would leave a folder that only its owner may read.
     scratch = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
@@ -108,10 +112,15 @@ def restore_retired(folder: Path) -> None:
         retired.rename(folder)
 
 
-def _clear_abandoned(folder: Path) -> None:
-    """Remove scratch folders that kills have left; each is as large as what was to be saved."""
+def clear_abandoned(folder: Path, *, age: float) -> None:
+    """Remove scratch folders that kills have left; each is as large as what was to be saved.
+
+    Args:
+        folder: what was to be saved.
+        age: seconds from which on a scratch folder is nobody's any more; 0 where no other process can be writing.
+    """
     for scratch in folder.parent.glob(f".{folder.name}-{'[0-9a-f]' * 8}"):
-        if time.time() - scratch.stat().st_mtime > _ABANDONED:
+        if time.time() - scratch.stat().st_mtime >= age:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -144,18 +153,18 @@ def checked_folder(folder: Path, kind: str) -> Path:
     """The folder, after every file in it was held against the manifest.
 
     Raises:
-        InputError: it is missing, of another kind or schema, has a file that changed, lacks one, or
-            has one that does not belong there.
+        InputError: it is of another kind or schema, or has a file that does not belong there.
+        DamagedError: it is missing, or has a file that changed, or lacks one.
     """
     folder = Path(folder).resolve()
     restore_retired(folder)
     if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
+        raise DamagedError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         found, schema, files = manifest["kind"], manifest["schema"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{folder / MANIFEST} is damaged. Take the folder from a backup, or train again.") from error
+        raise DamagedError(f"{folder / MANIFEST} is damaged. Take the folder from a backup, or train again.") from error
     if found != kind:
         raise InputError(f"{folder} is a {found}, not a {kind}. Check the path.")
     if schema != SCHEMA:
@@ -168,11 +177,11 @@ def checked_folder(folder: Path, kind: str) -> Path:
     if strangers:
         raise InputError(f"{folder} holds {strangers[0]}, which its manifest does not name. Remove it.")
     if missing:
-        raise InputError(f"{folder} lacks {missing[0]}. Take the folder from a backup, or train again.")
+        raise DamagedError(f"{folder} lacks {missing[0]}. Take the folder from a backup, or train again.")
     for name, digest in files.items():
         path = folder / name
         if path.is_symlink() or not path.is_file() or _sha256(path) != digest:
-            raise InputError(
+            raise DamagedError(
                 f"{path} is not the file that was saved: its SHA-256 differs from the manifest's. "
                 "Take the folder from a backup, or train again."
             )

@@ -1,19 +1,31 @@
-"""The state of a training run, and how it is kept between epochs: safetensors and JSON."""
+"""The state of a training run, and how it is kept and found again: safetensors and JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..datasets.errors import InputError
-from .artifact import checked_folder, new_folder, restore_retired
+from .artifact import DamagedError, checked_folder, clear_abandoned, new_folder, restore_retired
+from .settings import KeepingSettings
+from .stopping import locked
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that they stand in."""
 
 
 @dataclass
@@ -23,10 +35,17 @@ class History:
     epochs: list[dict[str, float]] = field(default_factory=list)
     """A dictionary an epoch: `epoch`, `train_loss`, `valid_loss`, `learning_rate`, `seconds`."""
     best_epoch: int = 0
+    skipped: list[dict[str, object]] = field(default_factory=list)
+    """A dictionary a batch that was left out, since its loss or gradient was not finite: `epoch`, `step`, and
+    `samples`, the salted hashes that `sample_hashes` gives."""
+    salt: str = ""
+    """With which samples were hashed."""
     remarks: tuple[str, ...] = ()
     """What the readers left out of the training and validation patients."""
     tuning: tuple[str, ...] = ()
     """How each network that may be pretrained was tuned, and how many of its weights learned."""
+    warnings: tuple[str, ...] = ()
+    """What came of going on with a run that was stopped, if not all was as before."""
 
 
 @dataclass
@@ -38,8 +57,14 @@ class TrainingState:
     """Moving average of the model's weights: what is validated and kept."""
     rule: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler
+    """Of gradients, in fp16; otherwise it does nothing."""
     best: dict[str, Tensor]
     best_loss: float = math.inf
+    step: int = 0
+    """Updates done in the present epoch."""
+    sums: tuple[float, float] = (0.0, 0.0)
+    """Of the losses in the present epoch, and of the known labels that these are over."""
     history: History = field(default_factory=History)
     fixed: frozenset[str] = frozenset()
     """Names of the weights that never learn. They are as they were when training began, and in no checkpoint."""
@@ -59,7 +84,25 @@ class TrainingState:
             if value is not None and name.removeprefix("module.") not in self.fixed
         }
 
-    def take(self, tensors: Mapping[str, Tensor], run: Mapping[str, object]) -> None:
+    def numbers(self) -> dict[str, object]:
+        """Everything but the tensors, as plain JSON values."""
+        groups = [
+            {key: value for key, value in group.items() if _is_plain(value)}
+            for group in self.rule.state_dict()["param_groups"]
+        ]
+        return {
+            "step": self.step,
+            "sums": self.sums,
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "best_epoch": self.history.best_epoch,
+            "history": self.history.epochs,
+            "skipped": self.history.skipped,
+            "groups": groups,
+            "schedule": {key: value for key, value in self.schedule.state_dict().items() if _is_plain(value)},
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def take(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> None:
         """Become the state that was written."""
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
@@ -70,56 +113,148 @@ class TrainingState:
         self.averaged.load_state_dict(groups["averaged"] | {f"module.{name}": own for name, own in fixed.items()})
         self.best = groups["best"] | fixed
         moments = {int(name.partition(".")[2]): own for name, own in groups.items() if name.startswith("moments.")}
-        self.rule.load_state_dict({"state": moments, "param_groups": run["groups"]})
-        self.schedule.load_state_dict(run["schedule"])
+        self.rule.load_state_dict({"state": moments, "param_groups": numbers["groups"]})
+        self.schedule.load_state_dict(numbers["schedule"])
+        self.scaler.load_state_dict(numbers["scaler"])
+        self.step, self.sums = int(numbers["step"]), tuple(numbers["sums"])
         # JSON has no infinity: without validation there is no best loss.
-        self.best_loss = math.inf if run["best_loss"] is None else run["best_loss"]
-        self.history.epochs, self.history.best_epoch = run["history"], run["best_epoch"]
+        self.best_loss = math.inf if numbers["best_loss"] is None else numbers["best_loss"]
+        self.history.epochs, self.history.best_epoch = numbers["history"], numbers["best_epoch"]
+        self.history.skipped = numbers["skipped"]
 
 
-def write_checkpoint(store: Path, fingerprint: str, state: TrainingState) -> None:
-    """Write the state of a run into `store/checkpoint`, whole or not at all."""
-    groups = [
-        {key: value for key, value in group.items() if _is_plain(value)}
-        for group in state.rule.state_dict()["param_groups"]
-    ]
-    run = {
-        "fingerprint": fingerprint,
-        "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
-        "best_epoch": state.history.best_epoch,
-        "history": state.history.epochs,
-        "groups": groups,
-        "schedule": {key: value for key, value in state.schedule.state_dict().items() if _is_plain(value)},
-    }
-    with new_folder(store / "checkpoint", "checkpoint") as scratch:
-        save_file(state.tensors(), scratch / "state.safetensors")
-        (scratch / "run.json").write_text(json.dumps(run))
+class Keeper:
+    """Where a run is kept, how often, and whether it was there before.
+
+    Args:
+        store: the run's folder; None keeps nothing.
+        fingerprint: of the run's data and settings.
+        settings: how often, and how many.
+        accelerator: of the processes that train together; the main one writes.
+    """
+
+    def __init__(
+        self, store: Path | None, fingerprint: str, settings: KeepingSettings, accelerator: Accelerator
+    ) -> None:
+        self.store, self.fingerprint, self.settings, self.accelerator = store, fingerprint, settings, accelerator
+        self._saved = time.monotonic()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other runs out of the folder.
+
+        Raises:
+            InputError: another run writes into it, or it cannot be made.
+        """
+        if self.store is None or not self.accelerator.is_main_process:
+            yield
+            return
+        with locked(self.store):
+            _clear_scratch(self.store)
+            yield
+
+    def resume(self, state: TrainingState) -> None:
+        """As `resume` does, if there is a folder."""
+        if self.store:
+            resume(self.store, self.fingerprint, state, processes=self.accelerator.num_processes)
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is so long ago that there should be one."""
+        return self.store is not None and time.monotonic() - self._saved >= 60 * self.settings.save_every
+
+    def save(self, state: TrainingState) -> None:
+        """Write a checkpoint, from the main process."""
+        if self.store and self.accelerator.is_main_process:
+            keep, processes = self.settings.checkpoints, self.accelerator.num_processes
+            write_checkpoint(self.store, self.fingerprint, state, keep=keep, processes=processes)
+        self._saved = time.monotonic()
 
 
-def resume(store: Path, fingerprint: str, state: TrainingState) -> None:
-    """Bring a fresh state to where a stopped run was, if there is one in `store`.
+def write_checkpoint(store: Path, fingerprint: str, state: TrainingState, *, keep: int, processes: int) -> None:
+    """Write the state of a run into `store/checkpoints`, whole or not at all; then delete those that are too old.
+
+    Args:
+        store: the run's folder.
+        fingerprint: of the run's data and settings.
+        state: what to write.
+        keep: how many of the newest checkpoints are kept.
+        processes: how many train together.
 
     Raises:
-        InputError: the checkpoint is damaged, belongs to other data or settings, or was written by another version.
+        InputError: the folder cannot be written, or the disk is full; checkpoints from before are as they were.
     """
-    folder = store / "checkpoint"
-    restore_retired(folder)
-    if not folder.exists():
+    # Epochs done, then updates in the next one: as text they sort as they came.
+    folder = store / CHECKPOINTS / f"{len(state.history.epochs):05d}-{state.step:07d}"
+    if folder.exists():
+        # Had it been whole, the run would have gone on from it, and not come by again.
+        shutil.rmtree(folder)
+    numbers = {"fingerprint": fingerprint, "processes": processes, **state.numbers()}
+    with new_folder(folder, "checkpoint") as scratch:
+        save_file(state.tensors(), scratch / "state.safetensors")
+        (scratch / "run.json").write_text(json.dumps(numbers))
+    older = [other for other in _checkpoints(store) if other.name < folder.name]
+    newer = [other for other in _checkpoints(store) if other.name > folder.name]
+    # Those that seem newer were damaged: the run went on from an older one.
+    for other in (*older[: max(0, len(older) - keep + 1)], *newer):
+        shutil.rmtree(other)
+
+
+def resume(store: Path, fingerprint: str, state: TrainingState, *, processes: int) -> None:
+    """Bring a fresh state to where a stopped run was, by the newest whole checkpoint in `store`, if there are any.
+
+    Raises:
+        InputError: all are damaged, or the newest whole one belongs to other data or settings, or was written by
+            another version.
+    """
+    damaged: list[str] = []
+    error: DamagedError | None = None
+    for folder in reversed(_checkpoints(store)):
+        try:
+            checked_folder(folder, "checkpoint")
+        except DamagedError as found:
+            damaged.append(folder.name)
+            error = found
+            continue
+        _take(folder, fingerprint, state, processes)
+        if damaged:
+            told = f"the checkpoint {damaged[0]} is damaged, and the run goes on from {folder.name} before it"
+            state.history.warnings += (told,)
         return
-    # What has no manifest is refused here, not after an epoch that took the place of the best model.
-    checked_folder(folder, "checkpoint")
+    if error:
+        raise error
+
+
+def _take(folder: Path, fingerprint: str, state: TrainingState, processes: int) -> None:
     run = json.loads((folder / "run.json").read_text())
     if run.get("fingerprint") != fingerprint:
         raise InputError(
-            f"{store} holds a run with other data or other settings. Give another folder, or remove this one."
+            f"{folder.parent.parent} holds a run with other data or other settings. "
+            "Give another folder, or remove this one."
         )
     try:
         state.take(load_file(folder / "state.safetensors"), run)
+        before = int(run["processes"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder} is whole, but this version of chiasm cannot go on from it. Go on with the version that "
             "wrote it, or give another folder."
         ) from error
+    if before != processes:
+        told = f"{processes} processes go on where {before} stopped: the same training, but not to the last bit"
+        state.history.warnings += (told,)
+
+
+def _clear_scratch(store: Path) -> None:
+    """Remove what kills have left half-written in a run's folder; only while no other process can write there."""
+    restore_retired(store / "model")
+    clear_abandoned(store / "model", age=0)
+    for scratch in (store / CHECKPOINTS).glob(".*"):
+        shutil.rmtree(scratch)
+
+
+def _checkpoints(store: Path) -> list[Path]:
+    """Folders of checkpoints, damaged ones too, the oldest first."""
+    return sorted(path for path in (store / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
 
 
 def _is_plain(value: object) -> bool:

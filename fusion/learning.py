@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -85,6 +86,18 @@ def _lay_out_moments(rule: torch.optim.Optimizer) -> None:
         for name, value in moments.items():
             if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
                 moments[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
+
+def make_schedule(rule: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
+    """The share of the learning rate over so many updates: it rises from 0, and then falls as a cosine."""
+    rising = max(1, round(warmup * steps))
+
+    def share_of_rate(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * min(1, (step - rising) / max(1, steps - rising))))
+
+    return torch.optim.lr_scheduler.LambdaLR(rule, share_of_rate)
 
 
 class MovingAverage(nn.Module):

@@ -1,17 +1,32 @@
-"""Several processes of one run, as torchrun or accelerate launch start them: who writes, and who decides."""
+"""Several processes of one run, as torchrun or accelerate launch start them: who writes, decides, and ends the rest."""
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ..datasets.errors import InputError
+from .stopping import Stopped
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+    from torch.distributed import Store
+
+PATIENCE = 1800.0
+"""Seconds that a process waits for the others, unless it is told otherwise: PyTorch's own."""
+_GRACE = 5.0
+"""Seconds in which a process ends by itself, with its own message, after another one has failed."""
+_PARTED = ("gloo", "closed by peer", "Connection reset", "Timed out waiting", "NCCL")
+"""Words in the message of a process that lost another one."""
+_trainings = itertools.count()
 
 
 def is_main_process() -> bool:
@@ -24,21 +39,26 @@ def wait_for_everyone() -> None:
     make_accelerator().wait_for_everyone()
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
     """What runs training on this machine's devices, together with the other processes of its launcher.
+
+    Args:
+        timeout: seconds that a process waits for the others. Processes find each other once in a program, so
+            that the first one counts.
 
     Raises:
         InputError: a launcher started several processes, and they did not find each other.
     """
     import torch
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     # Without being told, Accelerate takes processes of a launcher without GPUs for strangers to each other.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     # A rank whose batch lacks a modality leaves that encoder unused in the step.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused])
+    waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused, waiting])
     if accelerator.num_processes != launched:
         raise InputError(
             f"A launcher started {launched} processes, and {accelerator.num_processes} train together, so each would "
@@ -56,6 +76,76 @@ def _part() -> None:
     from accelerate import PartialState
 
     PartialState().destroy_process_group()
+
+
+@contextmanager
+def ending_together(accelerator: Accelerator) -> Iterator[None]:
+    """If one process fails inside the block, all end, and each tells the first cause.
+
+    A process that does not come back to hear of it, since it is stuck, is ended from within.
+
+    Raises:
+        InputError: another process failed, was lost, or did not answer in time.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, key = _get_default_store(), f"chiasm/first cause/{next(_trainings)}"
+    ended = threading.Event()
+    watch = threading.Thread(target=_end_if_another_fails, args=(store, key, ended), daemon=True)
+    watch.start()
+    try:
+        yield
+        accelerator.wait_for_everyone()
+    except Stopped:
+        # All were asked, and all have stopped.
+        raise
+    except BaseException as error:
+        cause = _first_cause(store, key, accelerator.process_index, error)
+        if isinstance(error, InputError) or not _is_parted(error):
+            raise
+        raise InputError(cause) from error
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _first_cause(store: Store, key: str, process: int, error: BaseException) -> str:
+    """Why the run ended: what the first process to fail said."""
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__} "
+    own = f"Process {process} stopped: {kind}{text}"
+    if _is_parted(error):
+        own = (
+            f"Process {process} lost another one, which was killed, or did not answer in time ({text[:200]}). "
+            "The same command goes on from the last checkpoint."
+        )
+    try:
+        return store.compare_set(key, "", own).decode()
+    except RuntimeError:
+        # The store ended with the first process.
+        return own
+
+
+def _is_parted(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _PARTED)
+
+
+def _end_if_another_fails(store: Store, key: str, ended: threading.Event) -> None:
+    """Wait for a first cause, and end this process with it, unless that ends by itself."""
+    while not ended.wait(1.0):
+        try:
+            failed = store.check([key])
+            cause = store.get(key).decode() if failed else ""
+        except RuntimeError:
+            # The store ended with the process that had it.
+            cause = "Another process ended before all were done."
+        if cause and not ended.wait(_GRACE):
+            print(f"chiasm: {cause}", file=sys.stderr, flush=True)
+            # The main thread is stuck, and would not hear of an exception.
+            os._exit(2)
 
 
 def from_main_process(accelerator: Accelerator, compute: Callable[[], float]) -> float:

@@ -41,11 +41,14 @@ class TrainingSettings:
     keep: str
     balanced: bool
     precision: str
+    accumulate: int
+    deterministic: bool
     seed: int
 
     def __post_init__(self) -> None:
         require_whole("epochs", self.epochs, least=1)
         require_whole("batch_size", self.batch_size, least=1)
+        require_whole("accumulate", self.accumulate, least=1)
         require_whole("seed", self.seed, least=0, most=LARGEST_SEED)
         if self.patience is not None:
             require_whole("patience", self.patience, least=1)
@@ -63,9 +66,32 @@ class TrainingSettings:
         choices = {
             "optimizer": ("adamw", "sgd"),
             "keep": ("best", "last"),
-            "precision": ("fp32", "bf16"),
+            "precision": ("fp32", "bf16", "fp16"),
             "balanced": (True, False),
+            "deterministic": (True, False),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}.")
+
+
+@dataclass(frozen=True)
+class KeepingSettings:
+    """The arguments of `fit` that tell how a run is kept and watched, and change nothing of what comes of it.
+
+    Raises:
+        InputError: for the first setting out of its range.
+    """
+
+    save_every: float
+    checkpoints: int
+    skip: int
+    timeout: float
+
+    def __post_init__(self) -> None:
+        require_whole("checkpoints", self.checkpoints, least=1)
+        require_whole("skip", self.skip, least=0)
+        if not isinstance(self.save_every, Real) or not self.save_every >= 0:
+            raise InputError(f"save_every is {self.save_every!r}; expected a number of minutes of 0 or more.")
+        if not isinstance(self.timeout, Real) or not 1 <= self.timeout < 1e7:
+            raise InputError(f"timeout is {self.timeout!r}; expected a number of seconds from 1 to 1e7.")

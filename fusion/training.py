@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +18,28 @@ from torch import nn
 
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
-from ..datasets.prepared import BucketedBatches, PreparedSamples
+from ..datasets.prepared import BucketedBatches
 from ..datasets.progress import progress_bar, showing_progress
 from .artifact import write_whole
-from .checkpoint import History, TrainingState, resume, write_checkpoint
-from .frozen_tokens import Samples, TokenKeeper
+from .checkpoint import History, Keeper, TrainingState
+from .frozen_tokens import Samples
 from .inference import infer, to_device
-from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, tell_tuning, thaw
+from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, make_schedule, tell_tuning, thaw
 from .metrics import best_threshold
-from .model import FusionModel, require_cohort
-from .processes import from_main_process, make_accelerator, share_weights
-from .settings import TrainingSettings
+from .model import FusionModel
+from .numerics import autocast, repeatable
+from .processes import PATIENCE, ending_together, from_main_process, make_accelerator, share_weights
+from .settings import KeepingSettings, TrainingSettings
+from .stopping import Stopped, StopRequest, stopping_in_order
+from .training_samples import (
+    batch_of,
+    check_cohorts,
+    encoded_once,
+    fingerprint_of,
+    hashed_samples,
+    parts_of,
+    read_samples,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,8 +62,14 @@ def fit(
     keep: str = "best",
     balanced: bool = False,
     precision: str = "fp32",
+    accumulate: int = 1,
+    deterministic: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
+    save_every: float = 10.0,
+    checkpoints: int = 2,
+    skip: int = 3,
+    timeout: float = PATIENCE,
     on_start: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> History:
@@ -82,17 +100,30 @@ def fit(
             badly that the last, of a well-regularised model, is as good a choice or better.
         balanced: weigh classes by the inverse of their rate. Ranks may gain; probabilities are no
             longer calibrated.
-        precision: "fp32" or "bf16" (autocast).
+        precision: "fp32", "bf16" or "fp16" (autocast; fp16 with scaled gradients).
+        accumulate: parts that a process's share of a batch is divided into, one after the other, so that it fits
+            into memory. Batch norms see the parts.
+        deterministic: use PyTorch's deterministic algorithms alone, also where they are slower or need more memory.
+            On a CPU results repeat themselves without.
         seed: of weights, order, dropout. The same seed gives the same weights on the same machine.
-        out: a folder for `history.jsonl`, the best `model/` so far and `checkpoint/`; a run that
-            was stopped goes on from there when fit is called again in the same way.
+        out: a folder for `history.jsonl`, the best `model/` so far and `checkpoints/`; a run that was stopped or
+            killed goes on from there, in the middle of an epoch too, when fit is called again in the same way. One
+            run at a time.
+        save_every: minutes after which a checkpoint is due within an epoch; 0 for one after every update. There is
+            one after every epoch too, and when the run is asked to stop.
+        checkpoints: how many of the newest are kept.
+        skip: batches that may be left out in all, by all processes together, since their loss or gradient is not
+            finite; one more ends the training.
+        timeout: seconds that a process waits for the others before it ends with a message.
         on_start: called once all of this was found to be in order, before the first update and
             before anything is written (main process only).
         progress: whether to show a bar (main process only).
 
     Raises:
-        InputError: settings or cohorts that cannot be trained with, or a loss that is not finite.
-        KeyboardInterrupt: Ctrl-C; the model has its best weights so far.
+        InputError: settings or cohorts that cannot be trained with, losses that are not finite, another run in the
+            same folder, a disk that is full or cannot be written, or another process that failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM (`Stopped`), after the present update; the model has its best weights
+            so far, and in `out` is what is needed to go on.
     """
     settings = TrainingSettings(
         epochs=epochs,
@@ -107,81 +138,170 @@ def fit(
         keep=keep,
         balanced=balanced,
         precision=precision,
+        accumulate=accumulate,
+        deterministic=deterministic,
         seed=seed,
     )
-    _check_cohorts(model, train, valid)
-    accelerator = make_accelerator()
-    with showing_progress(progress):
-        samples, held_out = _prepared(model, train, valid, settings)
-    steps = math.ceil(len(samples) / batch_size)
-    network, state = _set_up(model, steps, settings, accelerator)
-    state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
-    state.history.tuning = tell_tuning(model)
+    keeping = KeepingSettings(save_every=save_every, checkpoints=checkpoints, skip=skip, timeout=timeout)
+    check_cohorts(model, train, valid)
+    accelerator = make_accelerator(timeout=timeout)
+    with ending_together(accelerator), repeatable(deterministic), showing_progress(progress):
+        samples, held_out = read_samples(model, train, valid, settings)
+        steps = math.ceil(len(samples) / batch_size)
+        network, state = _set_up(model, steps, settings, accelerator)
+        state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
+        state.history.tuning = tell_tuning(model)
 
-    # What was done before, if this run was stopped.
-    store = None if out is None else Path(out)
-    fingerprint = _fingerprint(samples, held_out, asdict(settings) | model.plan)
-    _go_on(store, fingerprint, state, accelerator)
-    if on_start and accelerator.is_main_process:
-        on_start()
-
-    done = len(state.history.epochs)
-    try:
-        if done < epochs:
-            with showing_progress(progress):
-                samples, held_out = _encoded_once(state, (samples, train), (held_out, valid))
-        with showing_progress(progress), progress_bar("training", epochs * steps) as advance:
-            advance(done * steps)
-            for epoch in range(done, epochs):
-                if held_out and patience is not None and epoch - state.history.best_epoch >= patience:
-                    break
-                began = time.perf_counter()
-                record = {"epoch": epoch + 1}
-                record["train_loss"] = _train_epoch(state, network, samples, epoch, settings, accelerator, advance)
-                share_weights(accelerator, state.averaged.module)
-                if held_out:
-                    record["valid_loss"] = from_main_process(
-                        accelerator, lambda: _validation_loss(state.averaged.module, held_out, batch_size)
-                    )
-                record["learning_rate"] = state.schedule.get_last_lr()[0]
-                record["seconds"] = time.perf_counter() - began
-                better = _keep_if_better(state, record, always=keep == "last")
-                if store and accelerator.is_main_process:
-                    _write_run(store, fingerprint, state, held_out, better=better)
-                accelerator.wait_for_everyone()
-        if held_out and not math.isfinite(state.best_loss):
-            raise InputError(f"The validation loss is not finite. Lower the learning rate (it is {learning_rate:g}).")
-    finally:
-        # Also after Ctrl-C: what the model has is the best that was reached.
-        model.load_state_dict(state.best)
-        model.eval()
-        model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
+        # What was done before, if this run was stopped.
+        fingerprint = fingerprint_of(samples, held_out, asdict(settings) | model.plan)
+        state.history.salt = fingerprint[:16]
+        keeper = Keeper(None if out is None else Path(out), fingerprint, keeping, accelerator)
+        with keeper.alone(), stopping_in_order() as stop:
+            _go_on(keeper, fingerprint, state, accelerator)
+            if on_start and accelerator.is_main_process:
+                on_start()
+            try:
+                if len(state.history.epochs) < epochs:
+                    samples, held_out = encoded_once(state, (samples, train), (held_out, valid))
+                _train(_Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
+            finally:
+                # Also after Ctrl-C: what the model has is the best that was reached.
+                model.load_state_dict(state.best)
+                model.eval()
+                model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
     return state.history
 
 
-def _prepared(
-    model: FusionModel, train: Cohort, valid: Cohort | None, settings: TrainingSettings
-) -> tuple[PreparedSamples, PreparedSamples | None]:
-    """The samples as arrays, after the model was built on the training patients if it was not."""
-    fresh = not model.is_built
-    if fresh:
-        model.build(train, seed=settings.seed)
-    samples = model.read(train, labelled=True)
-    held_out = None if valid is None else model.read(valid, labelled=True)
-    if fresh:
-        outcomes, known = torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known)
-        model.fit_scales(outcomes, known, balanced=settings.balanced)
-    return samples, held_out
+@dataclass(frozen=True)
+class _Loop:
+    """What training goes round with."""
+
+    state: TrainingState
+    network: nn.Module
+    """The model as the processes share it."""
+    samples: Samples
+    held_out: Samples | None
+    settings: TrainingSettings
+    keeper: Keeper
+    accelerator: Accelerator
+    stop: StopRequest
 
 
-def _encoded_once(
-    state: TrainingState, train: tuple[PreparedSamples, Cohort], valid: tuple[PreparedSamples | None, Cohort | None]
-) -> tuple[Samples, Samples | None]:
-    """The samples as networks that never learn see them, so that epochs touch only what learns."""
-    keeper = TokenKeeper(state.model)
-    samples, held_out = (own and keeper.keep(own, cohort.store) for own, cohort in (train, valid))
-    state.history.tuning += keeper.told
-    return samples, held_out
+def _train(loop: _Loop) -> None:
+    """All epochs that are not done yet."""
+    state, settings, accelerator, history = loop.state, loop.settings, loop.accelerator, loop.state.history
+    steps = math.ceil(len(loop.samples) / settings.batch_size)
+    done = len(history.epochs)
+    with progress_bar("training", settings.epochs * steps) as advance:
+        advance(done * steps + state.step)
+        for epoch in range(done, settings.epochs):
+            waited = epoch - history.best_epoch
+            if loop.held_out and settings.patience is not None and waited >= settings.patience:
+                break
+            began = time.perf_counter()
+            record = {"epoch": epoch + 1, "train_loss": _train_epoch(loop, epoch, advance)}
+            share_weights(accelerator, state.averaged.module)
+            if loop.held_out:
+                record["valid_loss"] = _validation_loss(
+                    state.averaged.module, loop.held_out, settings.batch_size, accelerator
+                )
+            record["learning_rate"] = state.schedule.get_last_lr()[0]
+            record["seconds"] = time.perf_counter() - began
+            better = _end_epoch(state, record, always=settings.keep == "last")
+            if loop.keeper.store and accelerator.is_main_process:
+                _write_run(loop.keeper.store, state, loop.held_out, better=better)
+            loop.keeper.save(state)
+            accelerator.wait_for_everyone()
+            if loop.stop.number:
+                raise Stopped(loop.stop.number)
+    if loop.held_out and not math.isfinite(state.best_loss):
+        raise InputError(
+            f"The validation loss is not finite. Lower the learning rate (it is {settings.learning_rate:g})."
+        )
+
+
+def _train_epoch(loop: _Loop, epoch: int, advance: Callable[[int], None]) -> float:
+    """One pass over the training samples, or the rest of it; the mean loss a known label, auxiliary losses included."""
+    state, settings = loop.state, loop.settings
+    thaw(state.model, epoch)
+    loop.network.train()
+    done = state.step
+    for step, positions in enumerate(BucketedBatches(loop.samples.sizes, settings.batch_size, settings.seed, epoch)):
+        if step < done:
+            continue
+        loss, labels, stop = _update(loop, epoch, step, positions)
+        state.step, state.sums = step + 1, (state.sums[0] + loss, state.sums[1] + labels)
+        advance(1)
+        if stop or loop.keeper.is_due():
+            loop.keeper.save(state)
+        if stop:
+            # The main process writes; none may end before, or its launcher would end that one too.
+            loop.accelerator.wait_for_everyone()
+            raise Stopped(loop.stop.number or SIGTERM)
+    return state.sums[0] / max(state.sums[1], 1)
+
+
+def _update(loop: _Loop, epoch: int, step: int, positions: list[int]) -> tuple[float, float, bool]:
+    """One step of the optimizer, by all processes together.
+
+    Returns:
+        The sum of the losses, the known labels that it is over, and whether a process was asked to stop. A batch
+        that is left out counts as nothing.
+    """
+    state, settings, accelerator = loop.state, loop.settings, loop.accelerator
+    # Every random draw of a step is keyed, so that a resumed run repeats it.
+    torch.manual_seed(_key(settings.seed, epoch, step, accelerator.process_index))
+    statistics = [buffer.clone() for buffer in state.model.buffers()]
+    labels = int(loop.samples.known[positions].sum())
+
+    # The mean over the labels of all processes: DDP averages gradients, so we undo its division.
+    weight = accelerator.num_processes / max(labels, 1)
+    total = torch.zeros((), device=accelerator.device)
+    parts = parts_of(positions, accelerator, settings.accumulate)
+    for number, part in enumerate(parts):
+        batch = to_device(batch_of(loop.samples, part, positions), accelerator.device)
+        is_last = number == len(parts) - 1
+        with nullcontext() if is_last else accelerator.no_sync(loop.network):
+            with autocast(accelerator.device, settings.precision):
+                risk = loop.network(batch)
+            loss, _ = state.model.loss(risk, batch)
+            state.scaler.scale(loss * weight).backward()
+        total += loss.detach()
+    state.scaler.unscale_(state.rule)
+    norm = accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip)
+
+    # All processes see the same: a gradient that is not finite in one of them is so in all, after DDP.
+    told = accelerator.reduce(torch.stack([total, total.new_tensor(float(loop.stop.number > 0))]), "sum")
+    finite = told[0].isfinite() and (norm.isfinite() or state.scaler.get_scale() > 1)
+    if finite:
+        state.scaler.step(state.rule)
+        state.scaler.update()
+        state.schedule.step()
+        state.averaged.update()
+    else:
+        _leave_out(loop, epoch, step, positions, statistics)
+    state.rule.zero_grad()
+    return (told[0].item(), labels, bool(told[1])) if finite else (0.0, 0.0, bool(told[1]))
+
+
+def _leave_out(loop: _Loop, epoch: int, step: int, positions: list[int], statistics: list[torch.Tensor]) -> None:
+    """Note a batch whose loss or gradient is not finite, and undo what it did to the statistics of the layers.
+
+    Raises:
+        InputError: there were too many.
+    """
+    skipped, most = loop.state.history.skipped, loop.keeper.settings.skip
+    if len(skipped) >= most:
+        before = f" {most} batches were left out for that before." if most else ""
+        raise InputError(
+            f"The loss is not finite in epoch {epoch + 1}, step {step + 1}.{before} "
+            f"Lower the learning rate (it is {loop.state.schedule.get_last_lr()[0]:g})."
+        )
+    with torch.no_grad():
+        for buffer, before in zip(loop.state.model.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+    samples = hashed_samples(loop.samples.keys.iloc[positions], loop.state.history.salt)
+    skipped.append({"epoch": epoch + 1, "step": step + 1, "samples": samples})
 
 
 def _set_up(
@@ -191,23 +311,24 @@ def _set_up(
     thaw(model, None)
     fixed = fixed_weights(model)
     rule = make_optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
-    schedule = _schedule(rule, steps * settings.epochs, settings.warmup)
+    schedule = make_schedule(rule, steps * settings.epochs, settings.warmup)
     network, rule = accelerator.prepare(model, rule)
     averaged = MovingAverage(model, settings.average)
-    return network, TrainingState(model, averaged, rule, schedule, best=copied_weights(model, fixed), fixed=fixed)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=settings.precision == "fp16")
+    best = copied_weights(model, fixed)
+    return network, TrainingState(model, averaged, rule, schedule, scaler, best=best, fixed=fixed)
 
 
-def _go_on(store: Path | None, fingerprint: str, state: TrainingState, accelerator: Accelerator) -> None:
+def _go_on(keeper: Keeper, fingerprint: str, state: TrainingState, accelerator: Accelerator) -> None:
     """Bring the state to where a stopped run was.
 
     Raises:
         InputError: a process has other data, settings or another checkpoint than the main one.
     """
-    if store:
-        with accelerator.main_process_first():
-            resume(store, fingerprint, state)
+    with accelerator.main_process_first():
+        keeper.resume(state)
     # As many bits of the fingerprint as a float carries exactly.
-    own = (int(fingerprint[:13], 16), len(state.history.epochs))
+    own = (int(fingerprint[:13], 16), len(state.history.epochs), state.step)
     if own != tuple(int(from_main_process(accelerator, lambda number=number: float(number))) for number in own):
         raise InputError(
             f"Process {accelerator.process_index} was given other data or settings than the first one, or does not "
@@ -215,48 +336,10 @@ def _go_on(store: Path | None, fingerprint: str, state: TrainingState, accelerat
         )
 
 
-def _train_epoch(
-    state: TrainingState,
-    network: nn.Module,
-    samples: Samples,
-    epoch: int,
-    settings: TrainingSettings,
-    accelerator: Accelerator,
-    advance: Callable[[int], None],
-) -> float:
-    """One pass over the training samples; returns the mean loss a known label, auxiliary losses included."""
-    total = count = 0.0
-    thaw(state.model, epoch)
-    network.train()
-    for step, positions in enumerate(BucketedBatches(samples.sizes, settings.batch_size, settings.seed, epoch)):
-        # Every random draw of a step is keyed, so that a resumed run repeats it.
-        torch.manual_seed(_key(settings.seed, epoch, step, accelerator.process_index))
-        batch = to_device(_share(samples, positions, accelerator), accelerator.device)
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            risk = network(batch)
-        loss, labels = state.model.loss(risk, batch)
-
-        # The mean over the labels of all processes: DDP averages gradients, so we undo its division.
-        everyone = accelerator.reduce(torch.stack([loss.detach(), labels.float()]), "sum")
-        if not everyone.isfinite().all():
-            raise InputError(
-                f"The loss is not finite in epoch {epoch + 1}, step {step + 1}. "
-                f"Lower the learning rate (it is {state.schedule.get_last_lr()[0]:g})."
-            )
-        accelerator.backward(loss * accelerator.num_processes / everyone[1].clamp(min=1))
-        accelerator.clip_grad_norm_(network.parameters(), settings.clip)
-        state.rule.step()
-        state.schedule.step()
-        state.rule.zero_grad()
-        state.averaged.update()
-        total, count = total + everyone[0].item(), count + everyone[1].item()
-        advance(1)
-    return total / max(count, 1)
-
-
-def _keep_if_better(state: TrainingState, record: dict[str, float], *, always: bool) -> bool:
+def _end_epoch(state: TrainingState, record: dict[str, float], *, always: bool) -> bool:
     """Note an epoch, and keep its weights if they are the best so far; always, or without validation, the last are."""
     state.history.epochs.append(record)
+    state.step, state.sums = 0, (0.0, 0.0)
     watched = record.get("valid_loss")
     better = always or watched is None or watched < state.best_loss
     if better:
@@ -266,75 +349,22 @@ def _keep_if_better(state: TrainingState, record: dict[str, float], *, always: b
     return better
 
 
-def _check_cohorts(model: FusionModel, train: Cohort, valid: Cohort | None) -> None:
-    """Raise `InputError` for cohorts that would train nothing, or the wrong thing."""
-    for part in (train,) if valid is None else (train, valid):
-        require_cohort(part)
-    if valid is not None:
-        common = set(train.outcomes["subject_id"]) & set(valid.outcomes["subject_id"])
-        if common:
-            raise InputError(f"{len(common)} patients are both in train and in valid. Divide with cohort.split.")
-    if valid is not None and not any(
-        name in valid.outcomes.columns and valid.outcomes[name].notna().any() for name in model.outcomes
-    ):
-        raise InputError(
-            "No validation patient has a known outcome, so nothing can be validated. Bring some that have."
-        )
-    nothing = ~train.has_input().any(axis=1).to_numpy()
-    if nothing.any():
-        raise InputError(
-            f"Of {int(nothing.sum())} of {len(train)} training samples nothing is known before the prediction time "
-            f"(first: outcomes, data row {int(np.flatnonzero(nothing)[0]) + 1}). "
-            "Leave them out with cohort.keep_with_input()."
-        )
-    for name, kind in model.outcomes.items():
-        if name not in train.outcomes.columns:
-            raise InputError(f"outcomes lacks the column {name}, which the model predicts. Add it.")
-        labels = train.outcomes[name].dropna()
-        if labels.nunique() < 2:
-            same = "of one class" if kind == "categorical" else f"{labels.max():g}"
-            seen = f"all {len(labels)} known ones are {same}" if len(labels) else "none is known"
-            raise InputError(
-                f"The outcome {name} does not vary among the training patients: {seen}. "
-                "Nothing can be learned from that; bring patients of both kinds, or drop the outcome."
-            )
-
-
 def _key(*numbers: int) -> int:
     """One seed from several numbers, without collisions that addition would have."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _share(samples: Samples, positions: list[int], accelerator: Accelerator) -> object:
-    """This process's part of a batch. One that would get nothing repeats a sample without its labels."""
-    own = positions[accelerator.process_index :: accelerator.num_processes]
-    if own:
-        return samples[own]
-    batch = samples[positions[:1]]
-    return batch._replace(known=torch.zeros_like(batch.known))
-
-
-def _schedule(rule: torch.optim.Optimizer, steps: int, warmup: float) -> torch.optim.lr_scheduler.LambdaLR:
-    rising = max(1, round(warmup * steps))
-
-    def share_of_rate(step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * min(1, (step - rising) / max(1, steps - rising))))
-
-    return torch.optim.lr_scheduler.LambdaLR(rule, share_of_rate)
-
-
 @torch.inference_mode()
-def _validation_loss(model: FusionModel, samples: Samples, batch_size: int) -> float:
-    """Mean loss over the known labels."""
-    device = next(model.parameters()).device
+def _validation_loss(model: FusionModel, samples: Samples, batch_size: int, accelerator: Accelerator) -> float:
+    """Mean loss over the known labels; each process computes its share."""
     model.eval()
-    total = count = 0.0
-    for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
-        batch = to_device(samples[positions], device)
+    sums = torch.zeros(2, device=accelerator.device)
+    batches = list(BucketedBatches(samples.sizes, batch_size, shuffle=False))
+    for positions in batches[accelerator.process_index :: accelerator.num_processes]:
+        batch = to_device(samples[positions], accelerator.device)
         loss, labels = model.loss(model(batch), batch)
-        total, count = total + loss.item(), count + labels.item()
+        sums += torch.stack([loss, labels.float()])
+    total, count = accelerator.reduce(sums, "sum").tolist()
     return total / max(count, 1)
 
 
@@ -351,29 +381,13 @@ def choose_thresholds(model: FusionModel, samples: Samples) -> dict[str, float]:
     return chosen
 
 
-def _write_run(store: Path, fingerprint: str, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
-    """Write the history so far, after a better epoch the model, and what is needed to go on."""
-    store.mkdir(parents=True, exist_ok=True)
+def _write_run(store: Path, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
+    """Write the history so far, and after a better epoch the model."""
     write_whole(store / "history.jsonl", "".join(json.dumps(record) + "\n" for record in state.history.epochs))
+    if state.history.skipped:
+        told = "".join(json.dumps(batch) + "\n" for batch in state.history.skipped)
+        write_whole(store / "skipped.jsonl", told)
     if better:
         best = state.averaged.module
         best.thresholds_ = choose_thresholds(best, held_out) if held_out else {}
         best.save(store / "model")
-    write_checkpoint(store, fingerprint, state)
-
-
-def _fingerprint(samples: PreparedSamples, held_out: PreparedSamples | None, settings: Mapping[str, object]) -> str:
-    """What must be equal for a stopped run to go on: all samples in their order, and the settings.
-
-    Samples are hashed as batches show them, so that it does not matter where their arrays are kept.
-    """
-    digest = hashlib.sha256(repr(settings).encode())
-    for part in (samples, held_out):
-        if part is None:
-            continue
-        digest.update(part.keys.to_csv(index=False).encode())
-        for first in range(0, len(part), 64):
-            batch = part[range(first, min(first + 64, len(part)))]
-            for column in (batch.outcomes, batch.known, *(column for own in batch.parts.values() for column in own)):
-                digest.update(column.contiguous().numpy())
-    return digest.hexdigest()

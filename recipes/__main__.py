@@ -10,7 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from ..fusion.processes import is_main_process
+from ..datasets.errors import InputError
+from ..fusion.processes import PATIENCE, is_main_process
 
 STOPPED = (
     "Stopped. The same command goes on: chiasm train has kept its best weights, and chiasm tune its finished trials."
@@ -27,7 +28,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            _fail(error, STOPPED, code=130)
+            # As shells tell of a signal: 130 after Ctrl-C, 143 after SIGTERM.
+            _fail(error, STOPPED, code=128 + getattr(error, "number", 2))
 
 
 app = typer.Typer(
@@ -135,25 +137,35 @@ def prepare(
 
 @app.command()
 def train(
-    recipe: RecipeArgument,
-    data: DataOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the run; give it again to go on.")],
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of your own .py file.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder with the data, in the recipe's layout.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; give it again to go on.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Folder of a run to go on with; it tells all.")
+    ] = None,
     set_: SetOption = [],  # noqa: B006 - typer copies it
     store: StoreOption = None,
+    save_every: Annotated[float, typer.Option(help="Minutes after which a checkpoint is due within an epoch.")] = 10.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that a process waits for the others.")] = PATIENCE,
 ) -> None:
-    """Train a recipe; run it again with the same --out to go on where it was stopped.
+    """Train a recipe; run it again with the same --out, or with --resume, to go on where it was stopped.
 
     Example: chiasm train icu-mortality --data physionet2012 --out runs/icu --set epochs=20
     """
     from .cross_validation import cross_validate
-    from .recipe import load_recipe
-    from .runs import Run
+    from .runs import begun_run, new_run
 
-    run = Run(load_recipe(recipe, set_, store=store), out)
+    if resume:
+        if out or set_:
+            raise InputError("--resume names a run that has its settings. Leave out --out and --set.")
+        run, data = begun_run(resume, recipe, data, store=store)
+    else:
+        run, data = new_run(recipe, data, out, set_, store=store)
+    run = run.keeping_by(save_every=save_every, timeout=timeout)
     run.train(data, say=say)
     if run.recipe.is_cross_validated:
         cross_validate(run, data, say=say)
-    say(f"The model is in {run.model_folder}. Next: chiasm evaluate {out} --data {data}")
+    say(f"The model is in {run.model_folder}. Next: chiasm evaluate {run.folder} --data {data}")
 
 
 @app.command()
@@ -311,8 +323,6 @@ def audit(
 
 def main() -> None:
     """Run a command; bad input ends in one line and exit code 2."""
-    from ..datasets.errors import InputError
-
     try:
         app()
     except InputError as error:

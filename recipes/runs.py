@@ -6,7 +6,9 @@ import hashlib
 import json
 import platform
 import secrets
-from dataclasses import dataclass
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +17,18 @@ import pandas as pd
 
 from ..datasets.errors import InputError
 from ..datasets.files import find_table, read_cohort
+from ..datasets.tables import EVENT_TABLES
 from .recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..datasets import Cohort
     from ..fusion import Ensemble, FusionModel, History
 
 _RUN = "run.json"
-_BEGUN = ("model", "checkpoint", ".checkpoint-retired", "members")
-"""What a run has after its first epoch; the last stands there after a kill at a bad moment."""
+_BEGUN = ("model", "checkpoints", "members")
+"""What a run has from its first checkpoint on."""
 _TOLD = {"schema": int, "recipe": str, "settings": dict, "salt": str, "trained_on": list}
 _TOLD_VERSIONS = ("chiasm", "torch", "timm", "transformers", "accelerate", "pandas", "scikit-learn", "pydicom")
 
@@ -35,12 +38,18 @@ class Run:
     """A recipe and the folder that it is trained into.
 
     The folder holds `run.json` (recipe, settings, versions, attrition), `history.jsonl`, the best
-    `model/` so far, `checkpoint/`, and what `evaluate` adds. Where the recipe's setting `members` is
-    more than 1, `model/` is an ensemble, and `members/` has the history and checkpoint of each.
+    `model/` so far, `checkpoints/`, and what `evaluate` adds. Where the recipe's setting `members` is
+    more than 1, `model/` is an ensemble, and `members/` has the history and checkpoints of each.
     """
 
     recipe: Recipe
     folder: Path
+    keeping: Mapping[str, object] = field(default_factory=dict)
+    """Arguments of `fit` that tell how it is kept and watched, and change nothing of what comes of it."""
+
+    def keeping_by(self, **keeping: object) -> Run:
+        """The same run, kept and watched in another way."""
+        return replace(self, keeping=keeping)
 
     @property
     def model_folder(self) -> Path:
@@ -69,12 +78,17 @@ class Run:
             say(f"{self.folder} holds this run already: it goes on where it was stopped")
         # Nothing is written before the data and the settings were found to be in order.
         parts = {"train": train, "valid": valid, "held out": test}
-        on_start = None if earlier else lambda: self._write(cohort, parts)
+        on_start = None if earlier else lambda: self._write(data, cohort, parts)
         model, histories = self._fit(train, valid, on_start)
         for remark in histories[0].remarks:
             say(f"left out: {remark}")
         for told in histories[0].tuning:
             say(told)
+        for warning in {warning: None for history in histories for warning in history.warnings}:
+            say(f"note: {warning}")
+        skipped = sum(len(history.skipped) for history in histories)
+        if skipped:
+            say(f"note: {skipped} batches were left out, since their loss or gradient was not finite: skipped.jsonl")
         for history in histories:
             done = history.epochs[history.best_epoch - 1]
             losses = ", ".join(f"{name.replace('_', ' ')} {done[name]:.4f}" for name in done if name.endswith("loss"))
@@ -87,7 +101,7 @@ class Run:
         """One model, or as many as the recipe's setting `members` says, as an ensemble."""
         from ..fusion import fit, fit_ensemble
 
-        training = self.recipe.training()
+        training = self.recipe.training() | self.keeping
         if self.recipe.members == 1:
             model = self.recipe.model(train)
             return model, [fit(model, train, valid, out=self.folder, on_start=on_start, **training)]
@@ -147,7 +161,7 @@ class Run:
             )
         return earlier
 
-    def _write(self, cohort: Cohort, parts: dict[str, Cohort]) -> None:
+    def _write(self, data: Path, cohort: Cohort, parts: dict[str, Cohort]) -> None:
         from ..fusion.artifact import write_whole
 
         salt = secrets.token_hex(8)
@@ -155,6 +169,9 @@ class Run:
             "schema": 1,
             "recipe": self.recipe.name,
             "settings": self.recipe.stated_settings,
+            "data": str(data.resolve()),
+            "data_sha256": _digest(cohort),
+            "commit": _commit(Path(self.recipe.module.__file__).parent),
             "versions": {name: version(name) for name in _TOLD_VERSIONS} | {"python": platform.python_version()},
             "attrition": cohort.attrition.to_dict("records"),
             "salt": salt,
@@ -164,6 +181,26 @@ class Run:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / _RUN, json.dumps(told | {"sha256": _seal(told)}, indent=2) + "\n")
+
+
+def _digest(cohort: Cohort) -> str:
+    """SHA-256 of the five tables, as they were read; of images their paths alone."""
+    digest = hashlib.sha256()
+    for table in ("outcomes", *EVENT_TABLES, "static"):
+        if (rows := getattr(cohort, table)) is not None:
+            digest.update(" ".join([table, *rows.columns]).encode())
+            digest.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _commit(folder: Path) -> str | None:
+    """The git commit that a recipe's folder is at, with "-dirty" where files were changed; None if it has none."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    words = [git, "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    return told.stdout.strip() or None
 
 
 def _pseudonyms(parts: Sequence[Cohort], salt: str) -> list[str]:
@@ -189,6 +226,40 @@ def open_run(folder: Path, own_recipe: str | None = None, *, store: Path | None 
     if name.endswith(".py") and own_recipe is None:
         raise InputError(f"{folder} is a run of a recipe of your own. Name its file again with --recipe {name}.")
     return Run(load_recipe(own_recipe or name, stated=told["settings"], store=store), folder)
+
+
+def new_run(
+    recipe: str | None, data: Path | None, folder: Path | None, assignments: Sequence[str], *, store: Path | None = None
+) -> tuple[Run, Path]:
+    """A run to begin, or to go on with by the words that began it, and the folder of its data.
+
+    Raises:
+        InputError: one of recipe, data and folder is not given, or the recipe cannot be loaded.
+    """
+    given = {"RECIPE": recipe, "--data": data, "--out": folder}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise InputError(f"{missing[0]} is missing. Give RECIPE, --data and --out; or --resume, the folder of a run.")
+    return Run(load_recipe(recipe, assignments, store=store), folder), data
+
+
+def begun_run(
+    folder: Path, own_recipe: str | None = None, data: Path | None = None, *, store: Path | None = None
+) -> tuple[Run, Path]:
+    """A run to go on with, and the folder of its data.
+
+    Args:
+        folder, own_recipe, store: as `open_run` takes them.
+        data: where the data are by now; where they were, unless given.
+
+    Raises:
+        InputError: as `open_run`; or the run does not tell where its data are.
+    """
+    run = open_run(folder, own_recipe, store=store)
+    told = _read_run(folder).get("data")
+    if data is None and told is None:
+        raise InputError(f"{folder / _RUN} does not tell where the data are. Give --data.")
+    return run, data or Path(told)
 
 
 def _seal(told: dict[str, object]) -> str:

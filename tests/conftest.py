@@ -87,3 +87,27 @@ def small_model():
         return FusionModel(**encoders, fusion=fusion, outcomes=outcomes, **settings)
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def patients(cohort) -> Cohort:
+    """The patients of whom something is known."""
+    return cohort.keep_with_input()
+
+
+def trains(patient: int) -> bool:
+    """Whether a patient is a training patient: those with one or three modalities, so that each is in both parts."""
+    return patient.bit_count() % 2 == 1
+
+
+@pytest.fixture(scope="session")
+def halves(patients) -> tuple[Cohort, Cohort]:
+    """Training and validation patients; both kinds of outcome are in both."""
+    train = patients.outcomes["subject_id"].map(trains).to_numpy()
+    return patients.keep(train, why="train"), patients.keep(~train, why="valid")
+
+
+@pytest.fixture
+def plan(patients, small_model):
+    """A function that plans a quick model of labs and static facts."""
+    return lambda **settings: small_model(("labs", "static"), outcomes=patients.outcome_kinds, **settings)

@@ -85,7 +85,7 @@ def test_two_processes_train_one_model_and_one_of_them_writes_it(hospital, tmp_p
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in history] == list(range(1, len(history) + 1))
     assert printed.count("best epoch") == 1
-    assert {path.name for path in run.iterdir()} == {"run.json", "history.jsonl", "model", "checkpoint"}
+    assert {path.name for path in run.iterdir()} == {"run.json", "history.jsonl", "model", "checkpoints"}
 
     # What they trained predicts each sample once.
     words = ["chiasm", "predict", run, "--data", hospital, "--out", tmp_path / "risks.csv", "--recipe", own]

@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_keeps_what_it_told_of_itself(run, recipe, tables):
 def test_a_run_that_ended_before_its_first_epoch_is_begun_anew(run, recipe, tmp_path):
     import shutil
 
-    for name in ("model", "checkpoint"):
+    for name in ("model", "checkpoints"):
         shutil.rmtree(run / name)
     before = (run / "run.json").read_bytes()
     others = write_tables(tmp_path / "others", first=1001)
@@ -433,7 +433,7 @@ def test_ctrl_c_ends_in_a_line_and_the_best_weights_stay(recipe, tables, tmp_pat
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen([*map(str, command)], **pipes, preexec_fn=hearing)
     waited = time.monotonic() + 240
-    while not (run / "checkpoint" / "manifest.json").is_file() and time.monotonic() < waited:
+    while not (run / "model").is_dir() and time.monotonic() < waited:
         assert child.poll() is None, child.communicate()[1]
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
@@ -446,4 +446,4 @@ def test_ctrl_c_ends_in_a_line_and_the_best_weights_stay(recipe, tables, tmp_pat
     assert FusionModel.load(run / "model").is_built
     # A hidden folder may be left of the replacement that was interrupted; the next one clears it.
     left = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    assert left == {"run.json", "history.jsonl", "model", "checkpoint"}
+    assert left == {"run.json", "history.jsonl", "model", "checkpoints"}

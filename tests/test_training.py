@@ -2,8 +2,6 @@
 
 import json
 import math
-import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,30 +10,13 @@ import torch
 from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, fit, predict, training
-from chiasm.fusion.artifact import new_folder
+from chiasm.fusion.training_samples import sample_hashes
+from torch.testing import assert_close
 from transformers import BertConfig
 
+from .trained import SHORT, same, weights
+
 TABLES = ("labs", "notes", "images", "static")
-# Short runs: the moving average of weights would hardly have left the start.
-SHORT = {"average": 0.0, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def patients(cohort) -> Cohort:
-    """The patients of whom something is known."""
-    return cohort.keep_with_input()
-
-
-def trains(patient: int) -> bool:
-    """Whether a patient is a training patient: those with one or three modalities, so that each is in both parts."""
-    return patient.bit_count() % 2 == 1
-
-
-@pytest.fixture(scope="module")
-def halves(patients) -> tuple[Cohort, Cohort]:
-    """Training and validation patients; both kinds of outcome are in both."""
-    train = patients.outcomes["subject_id"].map(trains).to_numpy()
-    return patients.keep(train, why="train"), patients.keep(~train, why="valid")
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +26,6 @@ def quick(halves) -> Cohort:
     return train.keep(train.has_input()[["labs", "static"]].any(axis=1), why="labs or static").with_tables(
         "labs and static facts", images=None, notes=None
     )
-
-
-@pytest.fixture
-def plan(patients, small_model):
-    """A function that plans a quick model of labs and static facts."""
-    return lambda **settings: small_model(("labs", "static"), outcomes=patients.outcome_kinds, **settings)
-
-
-def weights(model: FusionModel) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # It learns
@@ -98,7 +65,7 @@ def test_a_dozen_patients_are_learned_by_heart(patients, fusion):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_each_optimizer_learns_in_each_precision(patients, small_model, optimizer, precision):
     model = small_model(outcomes=patients.outcome_kinds)
     rate = 3e-3 if optimizer == "adamw" else 3e-2
@@ -108,6 +75,36 @@ def test_each_optimizer_learns_in_each_precision(patients, small_model, optimize
     assert losses[-1] < losses[0]
     assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
     assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
+
+
+def test_a_batch_in_parts_trains_what_the_whole_batch_trains(patients, halves):
+    def trained(**settings: object) -> dict[str, torch.Tensor]:
+        model = FusionModel(
+            labs=LabEncoder(16, rare=1, dropout=0.0, summary_dropout=0.0, measurement_dropout=0.0),
+            static=StaticEncoder(16, dropout=0.0),
+            fusion=ConcatenationFusion(16, dropout=0.0),
+            outcomes=patients.outcome_kinds,
+            modality_dropout=0.0,
+        )
+        fit(model, *halves, epochs=2, batch_size=6, optimizer="sgd", learning_rate=0.05, **settings, **SHORT)
+        return weights(model)
+
+    whole = trained()
+    for parts in (2, 4, 50):
+        for name, value in trained(accumulate=parts).items():
+            assert_close(value, whole[name], atol=1e-5, rtol=1e-5)
+
+
+def test_only_deterministic_algorithms_are_used_where_that_is_asked_for(halves, plan, monkeypatch):
+    seen = []
+    real = training._update
+    monkeypatch.setattr(
+        training, "_update", lambda *given: seen.append(torch.are_deterministic_algorithms_enabled()) or real(*given)
+    )
+    for deterministic in (True, False):
+        fit(plan(), *halves, epochs=1, batch_size=100, deterministic=deterministic, **SHORT)
+    assert seen == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine(halves, plan):
@@ -156,7 +153,7 @@ def test_one_seed_gives_one_model_and_another_seed_another(halves, small_model, 
 
 def test_test_patients_change_neither_readers_nor_weights(cohort, hospital, plan):
     known = cohort.keep_with_input().outcomes["subject_id"]
-    tested = [patient for patient in known if not trains(patient)]
+    tested = [patient for patient in known if patient.bit_count() % 2 == 0]
     changed = {name: table.copy() for name, table in hospital.items()}
     for name, column in (("labs", "value"), ("static", "age"), ("outcomes", "days")):
         of_test = changed[name]["subject_id"].isin(tested)
@@ -256,172 +253,7 @@ def test_a_validation_loss_that_is_never_finite_is_an_error_and_not_an_untrained
         fit(plan(), *halves, epochs=3, **SHORT)
 
 
-# It goes on where it was stopped
-
-
-@contextmanager
-def stopped(monkeypatch, *, after: int):
-    """Ctrl-C when the epoch after so many is validated."""
-    real, calls = training._validation_loss, []
-
-    def stop(*given):
-        calls.append(1)
-        if len(calls) == after + 1:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    monkeypatch.setattr(training, "_validation_loss", stop)
-    with pytest.raises(KeyboardInterrupt):
-        yield
-    monkeypatch.setattr(training, "_validation_loss", real)
-
-
-@pytest.mark.parametrize("stopped_after", [1, 2])
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}, {"average": 0.9}], ids=["adamw", "sgd", "average"])
-def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(
-    halves, plan, monkeypatch, tmp_path, stopped_after, settings
-):
-    settings = {"epochs": 4, "batch_size": 3, "seed": 5} | SHORT | settings
-    whole = plan()
-    expected = fit(whole, *halves, out=tmp_path / "whole", **settings)
-
-    with stopped(monkeypatch, after=stopped_after):
-        fit(plan(), *halves, out=tmp_path / "run", **settings)
-    resumed = plan()
-    history = fit(resumed, *halves, out=tmp_path / "run", **settings)
-
-    assert same(weights(resumed), weights(whole))
-    assert same(weights(FusionModel.load(tmp_path / "run" / "model")), weights(whole))
-    assert resumed.thresholds_ == whole.thresholds_
-    assert history.best_epoch == expected.best_epoch
-    keys = ("epoch", "train_loss", "valid_loss", "learning_rate")
-    assert [[own[key] for key in keys] for own in history.epochs] == [
-        [own[key] for key in keys] for own in expected.epochs
-    ]
-
-
-def test_a_run_with_images_and_notes_goes_on_too(halves, patients, small_model, monkeypatch, tmp_path):
-    train = halves[0].keep(halves[0].has_input()[["images", "notes"]].any(axis=1), why="image or note")
-
-    def run(folder: str) -> FusionModel:
-        model = small_model(("image", "notes"), outcomes=patients.outcome_kinds)
-        fit(model, train, halves[1], epochs=2, batch_size=4, out=tmp_path / folder, **SHORT)
-        return model
-
-    whole = run("whole")
-    with stopped(monkeypatch, after=1):
-        run("stopped")
-    resumed = run("stopped")
-    assert same(weights(resumed), weights(whole))
-    assert predict(resumed, halves[1]).equals(predict(whole, halves[1]))
-
-
-def test_a_finished_run_is_not_run_again(halves, plan, monkeypatch, tmp_path):
-    first, again = plan(), plan()
-    fit(first, *halves, epochs=2, out=tmp_path, **SHORT)
-    scripted(monkeypatch, [])
-    history = fit(again, *halves, epochs=2, out=tmp_path, **SHORT)
-    assert same(weights(first), weights(again))
-    assert len(history.epochs) == 2
-
-
-OTHERS = {
-    "epochs": {"epochs": 3},
-    "batch size": {"batch_size": 4},
-    "learning rate": {"learning_rate": 1e-2},
-    "optimizer": {"optimizer": "sgd"},
-    "weight decay": {"weight_decay": 0.5},
-    "warm-up": {"warmup": 0.5},
-    "clipping": {"clip": 0.1},
-    "average": {"average": 0.5},
-    "patience": {"patience": 1},
-    "what is kept": {"keep": "last"},
-    "balancing": {"balanced": True},
-    "precision": {"precision": "bf16"},
-    "seed": {"seed": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def run_folder(halves, patients, small_model, tmp_path_factory):
-    """The folder of a finished run of labs and static facts."""
-    folder = tmp_path_factory.mktemp("run")
-    model = small_model(("labs", "static"), outcomes=patients.outcome_kinds)
-    fit(model, *halves, epochs=2, out=folder, **SHORT)
-    return folder
-
-
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_other_settings_cannot_go_on_in_the_same_folder(halves, plan, run_folder, other):
-    with pytest.raises(InputError, match="holds a run with other data or other settings"):
-        fit(plan(), *halves, **{"epochs": 2, "out": run_folder} | SHORT | other)
-
-
-def test_other_data_or_another_model_cannot_go_on_in_the_same_folder(halves, patients, small_model, plan, run_folder):
-    train, valid = halves
-    labs = train.labs.assign(value=train.labs["value"] + np.arange(len(train.labs)) % 3)
-    others = [
-        (plan(), train.keep(np.arange(len(train)) > 0, why="fewer"), valid),
-        (plan(), train.with_tables("another value", labs=labs), valid),
-        (plan(), train, valid.keep(np.arange(len(valid)) > 0, why="fewer")),
-        (plan(), train, None),
-        (plan(modality_dropout=0.5), train, valid),
-        (plan(fusion=CrossAttentionFusion(16, depth=2, heads=4)), train, valid),
-        (plan(fusion=ConcatenationFusion(16)), train, valid),
-        (
-            small_model(("static",), outcomes=patients.outcome_kinds),
-            train.keep(train.has_input()["static"], why="s"),
-            valid,
-        ),
-    ]
-    for model, own, held_out in others:
-        with pytest.raises(InputError, match="holds a run with other data or other settings"):
-            fit(model, own, held_out, epochs=2, out=run_folder, **SHORT)
-
-
-def test_a_damaged_checkpoint_is_refused(halves, plan, run_folder, tmp_path):
-    folder = shutil.copytree(run_folder, tmp_path / "run")
-    state = folder / "checkpoint" / "state.safetensors"
-    content = bytearray(state.read_bytes())
-    content[len(content) // 2] ^= 1
-    state.write_bytes(content)
-    with pytest.raises(InputError, match="is not the file that was saved"):
-        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
-
-
-def test_a_checkpoint_without_its_manifest_is_refused_before_the_best_model_is_replaced(
-    halves, plan, run_folder, tmp_path
-):
-    folder = shutil.copytree(run_folder, tmp_path / "run")
-    (folder / "checkpoint" / "manifest.json").unlink()
-    before = (folder / "model" / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match=r"is no checkpoint: it has no manifest\.json"):
-        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
-    assert (folder / "model" / "manifest.json").read_bytes() == before
-
-
-def test_a_checkpoint_that_another_version_wrote_is_refused(halves, plan, run_folder, tmp_path):
-    folder = shutil.copytree(run_folder, tmp_path / "run")
-    told = json.loads((folder / "checkpoint" / "run.json").read_text())
-    with new_folder(folder / "checkpoint", "checkpoint") as scratch:
-        shutil.copy(folder / "checkpoint" / "state.safetensors", scratch)
-        (scratch / "run.json").write_text(json.dumps(told | {"groups": told["groups"][:1]}))
-    with pytest.raises(InputError, match=r"this version of chiasm cannot go on from it\. Go on with the version"):
-        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
-
-
-def test_a_run_folder_holds_a_readable_history_a_model_and_a_checkpoint_without_pickles(run_folder):
-    lines = (run_folder / "history.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [record["epoch"] for record in records] == [1, 2]
-    assert set(records[0]) == {"epoch", "train_loss", "valid_loss", "learning_rate", "seconds"}
-    files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
-    assert files == {
-        "history.jsonl",
-        *(f"model/{name}" for name in ("manifest.json", "model.json", "weights.safetensors")),
-        *(f"checkpoint/{name}" for name in ("manifest.json", "run.json", "state.safetensors")),
-    }
-    json.loads((run_folder / "checkpoint" / "run.json").read_text())
+# It is trained further
 
 
 def test_a_model_that_is_built_is_trained_further(halves, plan):
@@ -454,7 +286,14 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
         ({"learning_rate": math.inf}, "learning_rate is inf"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"optimizer": "adam"}, "optimizer is 'adam'"),
-        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"accumulate": 0}, "accumulate is 0; expected a whole number of at least 1"),
+        ({"deterministic": 2}, "deterministic is 2; expected True or False"),
+        ({"checkpoints": 0}, "checkpoints is 0; expected a whole number of at least 1"),
+        ({"skip": -1}, "skip is -1; expected a whole number of at least 0"),
+        ({"save_every": -1}, "save_every is -1; expected a number of minutes of 0 or more"),
+        ({"save_every": math.nan}, "save_every is nan"),
+        ({"timeout": 0}, "timeout is 0; expected a number of seconds from 1 to 1e7"),
         ({"weight_decay": -1.0}, r"weight_decay is -1\.0"),
         ({"warmup": 2.0}, r"warmup is 2\.0"),
         ({"clip": 0.0}, r"clip is 0\.0"),
@@ -486,16 +325,16 @@ def test_processes_that_were_given_other_data_are_refused(halves, plan, monkeypa
 
 def test_on_start_is_called_once_all_was_found_in_order_and_before_anything_is_written(halves, plan, tmp_path):
     seen = []
-    settings = {"out": tmp_path / "run", "on_start": lambda: seen.append((tmp_path / "run").exists())} | SHORT
+    settings = {"out": tmp_path / "run", "on_start": lambda: seen.append(list((tmp_path / "run").iterdir()))} | SHORT
     for wrong in ({"epochs": 0}, {"seed": -1}):
         with pytest.raises(InputError):
             fit(plan(), *halves, **settings | {"epochs": 1} | wrong)
     assert not seen
     fit(plan(), *halves, epochs=1, **settings)
-    assert seen == [False]
+    assert seen == [[]]
     with pytest.raises(InputError, match="other data or other settings"):
         fit(plan(), *halves, epochs=2, **settings)
-    assert seen == [False]
+    assert seen == [[]]
 
 
 def test_patients_in_both_parts_are_refused(patients, halves, plan):
@@ -539,6 +378,55 @@ def test_an_outcome_that_is_not_there_is_refused(quick, plan):
     fewer = Cohort(quick.outcomes.drop(columns="died"), labs=quick.labs, static=quick.static)
     with pytest.raises(InputError, match="outcomes lacks the column died"):
         fit(plan(), fewer, epochs=1, **SHORT)
+
+
+def broken(monkeypatch, *, steps: set[int], part: str):
+    """In some updates of the first epoch, counted from 0, a loss or a gradient is not finite."""
+    real, calls = FusionModel.loss, []
+
+    def loss(model, risk, batch):
+        total, labels = real(model, risk, batch)
+        if model.training:
+            calls.append(1)
+            if len(calls) - 1 in steps:
+                # The square root of 0 is 0, and its slope is infinite.
+                total = total * math.nan if part == "loss" else total + (total * 0).sqrt()
+        return total, labels
+
+    monkeypatch.setattr(FusionModel, "loss", loss)
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_a_batch_that_is_not_finite_is_left_out_and_named_and_leaves_nothing_behind(
+    patients, halves, small_model, monkeypatch, tmp_path, part
+):
+    broken(monkeypatch, steps={1}, part=part)
+    seen = []
+    real = training._update
+
+    def update(loop, epoch, step, positions):
+        before = weights(loop.state.model)
+        result = real(loop, epoch, step, positions)
+        seen.append((positions, same(before, weights(loop.state.model))))
+        return result
+
+    monkeypatch.setattr(training, "_update", update)
+    model = small_model(outcomes=patients.outcome_kinds)
+    history = fit(model, *halves, epochs=1, batch_size=3, out=tmp_path, **SHORT)
+    # The second update changed no weight and no statistic of a batch norm.
+    assert [unchanged for _, unchanged in seen] == [number == 1 for number in range(len(seen))]
+    assert all(value.isfinite().all() for value in weights(model).values() if value.is_floating_point())
+    assert math.isfinite(history.epochs[0]["train_loss"])
+    hashes = sample_hashes(halves[0], history.salt)
+    left_out = {"epoch": 1, "step": 2, "samples": [hashes[i] for i in seen[1][0]]}
+    assert history.skipped == [left_out]
+    assert json.loads((tmp_path / "skipped.jsonl").read_text()) == left_out
+
+
+def test_too_many_batches_that_are_not_finite_end_the_training(halves, plan, monkeypatch):
+    broken(monkeypatch, steps={0, 1, 2}, part="loss")
+    with pytest.raises(InputError, match=r"epoch 1, step 3\. 2 batches were left out for that before\. Lower the"):
+        fit(plan(), *halves, epochs=1, batch_size=3, skip=2, **SHORT)
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(halves, plan):

@@ -1,0 +1,107 @@
+"""Runs in processes of their own, killed, stopped and broken: nothing is lost, and nobody waits for the dead."""
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from chiasm.datasets import InputError
+
+from .crashes import Campaign, end, train_run
+from .workers import digest, start
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Campaign:
+    return Campaign(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Campaign:
+    return Campaign(tmp_path_factory.mktemp("pair"), processes=2)
+
+
+def test_a_run_that_is_killed_is_gone_on_with(alone):
+    assert alone.kill_once(0.7 * alone.seconds) == ""
+
+
+def test_a_run_that_is_asked_to_stop_is_gone_on_with(alone):
+    assert alone.kill_once(0.6 * alone.seconds, signal.SIGTERM) == ""
+
+
+# One of two processes misbehaves
+
+
+def misbehave(kind: str, data: Path, folder: Path) -> None:
+    """Train in two processes, of which the second does something in its third update."""
+    from chiasm.fusion import FusionModel, training
+
+    real, updates = training._update, []
+
+    def update(*given):
+        updates.append(1)
+        if len(updates) == 3 and os.environ["RANK"] == "1":
+            {"raises": raise_error, "is killed": kill, "sleeps": sleep, "gets a NaN": break_loss}[kind]()
+        return real(*given)
+
+    def raise_error():
+        raise InputError("scan 7 cannot be read.")
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def sleep():
+        time.sleep(300)
+
+    def break_loss():
+        whole = FusionModel.loss
+
+        def loss(*given):
+            FusionModel.loss = whole
+            total, labels = whole(*given)
+            return total * math.nan, labels
+
+        FusionModel.loss = loss
+
+    training._update = update
+    train_run(data, folder, timeout=4)
+
+
+def outcome(kind: str, pair: Campaign, tmp_path: Path) -> tuple[list[int | None], list[str]]:
+    """Exit codes, and what each process said last."""
+    said = tmp_path / "said"
+    codes = end(start(misbehave, kind, pair.data, tmp_path / "run", processes=2, said=said))
+    return codes, [(said / f"{rank}.txt").read_text() for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes", "first", "second"),
+    [
+        ("raises", [2, 2], "chiasm: Process 1 stopped: scan 7 cannot be read.", "chiasm: scan 7 cannot be read."),
+        ("is killed", [2, -signal.SIGKILL], "chiasm: Process 0 lost another one, which was killed, or did not", ""),
+        ("sleeps", [2, 2], "or did not answer in time", "chiasm: Another process ended before all were done."),
+    ],
+)
+def test_where_one_process_fails_all_end_with_the_first_cause(pair, tmp_path, kind, codes, first, second):
+    ended, said = outcome(kind, pair, tmp_path)
+    assert ended == codes
+    assert first in said[0]
+    assert second in said[1]
+    if kind == "is killed":
+        # What was reached before is whole, and is gone on with.
+        folder = tmp_path / "run"
+        assert end(start(train_run, pair.data, folder, processes=2, said=tmp_path / "again")) == [0, 0]
+        assert digest(folder / "model") == pair.expected
+
+
+def test_a_nan_in_one_process_is_left_out_by_all_and_they_go_on_together(pair, tmp_path):
+    ended, said = outcome("gets a NaN", pair, tmp_path)
+    assert ended == [0, 0], said
+    assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")
+def test_a_full_disk_ends_in_a_message_and_the_run_goes_on_once_there_is_space(alone):
+    assert alone.fill_disk_once(0.6 * alone.megabytes) == ""
