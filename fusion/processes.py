@@ -7,8 +7,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -78,38 +77,47 @@ def _part() -> None:
     PartialState().destroy_process_group()
 
 
-@contextmanager
-def ending_together(accelerator: Accelerator) -> Iterator[None]:
-    """If one process fails inside the block, all end, and each tells the first cause.
+class EndingTogether:
+    """A block in which, if one process fails, all end, and each tells the first cause.
 
     A process that does not come back to hear of it, since it is stuck, is ended from within.
 
-    Raises:
-        InputError: another process failed, was lost, or did not answer in time.
-    """
-    if accelerator.num_processes == 1:
-        yield
-        return
-    from torch.distributed.distributed_c10d import _get_default_store
+    Args:
+        accelerator: of the processes.
 
-    store, key = _get_default_store(), f"chiasm/first cause/{next(_trainings)}"
-    ended = threading.Event()
-    watch = threading.Thread(target=_end_if_another_fails, args=(store, key, ended), daemon=True)
-    watch.start()
-    try:
-        yield
-        accelerator.wait_for_everyone()
-    except Stopped:
-        # All were asked, and all have stopped.
-        raise
-    except BaseException as error:
-        cause = _first_cause(store, key, accelerator.process_index, error)
-        if isinstance(error, InputError) or not _is_parted(error):
-            raise
-        raise InputError(cause) from error
-    finally:
-        ended.set()
-        watch.join()
+    Raises:
+        InputError: at the end of the block, if another process was lost, or did not answer in time.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator, self._ended = accelerator, threading.Event()
+
+    def __enter__(self) -> None:
+        if self._accelerator.num_processes == 1:
+            return
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        self._store, self._key = _get_default_store(), f"chiasm/first cause/{next(_trainings)}"
+        given = (self._store, self._key, self._ended)
+        self._watch = threading.Thread(target=_end_if_another_fails, args=given, daemon=True)
+        self._watch.start()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._accelerator.num_processes == 1:
+            return
+        try:
+            if error is None:
+                self._accelerator.wait_for_everyone()
+        except RuntimeError as parted:
+            error = parted
+        finally:
+            self._ended.set()
+            self._watch.join()
+        # Where all were asked to stop, all have stopped.
+        if error is not None and not isinstance(error, Stopped):
+            cause = _first_cause(self._store, self._key, self._accelerator.process_index, error)
+            if _is_parted(error):
+                raise InputError(cause) from error
 
 
 def _first_cause(store: Store, key: str, process: int, error: BaseException) -> str:

@@ -28,7 +28,7 @@ from .learning import MovingAverage, copied_weights, fixed_weights, make_optimiz
 from .metrics import best_threshold
 from .model import FusionModel
 from .numerics import autocast, repeatable
-from .processes import PATIENCE, ending_together, from_main_process, make_accelerator, share_weights
+from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator, share_weights
 from .settings import KeepingSettings, TrainingSettings
 from .stopping import Stopped, StopRequest, stopping_in_order
 from .training_samples import (
@@ -145,7 +145,7 @@ def fit(
     keeping = KeepingSettings(save_every=save_every, checkpoints=checkpoints, skip=skip, timeout=timeout)
     check_cohorts(model, train, valid)
     accelerator = make_accelerator(timeout=timeout)
-    with ending_together(accelerator), repeatable(deterministic), showing_progress(progress):
+    with EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
         samples, held_out = read_samples(model, train, valid, settings)
         steps = math.ceil(len(samples) / batch_size)
         network, state = _set_up(model, steps, settings, accelerator)
@@ -264,15 +264,16 @@ def _update(loop: _Loop, epoch: int, step: int, positions: list[int]) -> tuple[f
         with nullcontext() if is_last else accelerator.no_sync(loop.network):
             with autocast(accelerator.device, settings.precision):
                 risk = loop.network(batch)
-            loss, _ = state.model.loss(risk, batch)
-            state.scaler.scale(loss * weight).backward()
-        total += loss.detach()
+            own, _ = state.model.loss(risk, batch)
+            state.scaler.scale(own * weight).backward()
+        total += own.detach()
     state.scaler.unscale_(state.rule)
     norm = accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip)
 
     # All processes see the same: a gradient that is not finite in one of them is so in all, after DDP.
-    told = accelerator.reduce(torch.stack([total, total.new_tensor(float(loop.stop.number > 0))]), "sum")
-    finite = told[0].isfinite() and (norm.isfinite() or state.scaler.get_scale() > 1)
+    everyone = accelerator.reduce(torch.stack([total, total.new_tensor(float(loop.stop.number > 0))]), "sum")
+    loss, stop, length = *everyone.tolist(), norm.item()
+    finite = math.isfinite(loss) and (math.isfinite(length) or state.scaler.get_scale() > 1)
     if finite:
         state.scaler.step(state.rule)
         state.scaler.update()
@@ -281,7 +282,7 @@ def _update(loop: _Loop, epoch: int, step: int, positions: list[int]) -> tuple[f
     else:
         _leave_out(loop, epoch, step, positions, statistics)
     state.rule.zero_grad()
-    return (told[0].item(), labels, bool(told[1])) if finite else (0.0, 0.0, bool(told[1]))
+    return (loss, labels, stop > 0) if finite else (0.0, 0.0, stop > 0)
 
 
 def _leave_out(loop: _Loop, epoch: int, step: int, positions: list[int], statistics: list[torch.Tensor]) -> None:

@@ -336,7 +336,7 @@ def test_a_run_that_is_finished_is_not_encoded_again(halves, tmp_path, runs, mon
     settings = {"epochs": 1, "batch_size": 20, "progress": False, "out": tmp_path}
     fit(model_of(), *halves, **settings)
     runs.clear()
-    monkeypatch.setattr(training, "_encoded_once", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(training, "encoded_once", lambda *_: pytest.fail("encoded"))
     again = model_of()
     fit(again, *halves, **settings)
     # Thresholds are chosen once more.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from chiasm.datasets import Cohort, InputError
-from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
+from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, fit, predict, training
 from chiasm.fusion.training_samples import sample_hashes
 from torch.testing import assert_close
@@ -80,7 +80,7 @@ def test_each_optimizer_learns_in_each_precision(patients, small_model, optimize
 def test_a_batch_in_parts_trains_what_the_whole_batch_trains(patients, halves):
     def trained(**settings: object) -> dict[str, torch.Tensor]:
         model = FusionModel(
-            labs=LabEncoder(16, rare=1, dropout=0.0, summary_dropout=0.0, measurement_dropout=0.0),
+            labs=LabEncoder(16, rare=1, dropout=0.0, summary_dropout=0.0, augmentation=LabAugmentation(dropped=0.0)),
             static=StaticEncoder(16, dropout=0.0),
             fusion=ConcatenationFusion(16, dropout=0.0),
             outcomes=patients.outcome_kinds,
