@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import splits
+from .arguments import as_path, require_counts, require_table
 from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
 from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
@@ -76,8 +77,9 @@ class Cohort:
         require_history(history)
         if invalid not in ("raise", "exclude"):
             raise InputError(f'invalid is {invalid!r}; expected "raise" or "exclude".')
-        given = {"outcomes": outcomes, "labs": labs, "notes": notes, "images": images, "static": static}
-        excerpts = {name: as_excerpt(name, table, invalid) for name, table in given.items() if table is not None}
+        given = {"labs": labs, "notes": notes, "images": images, "static": static}
+        given = {"outcomes": outcomes} | {name: table for name, table in given.items() if table is not None}
+        excerpts = {name: as_excerpt(name, table, invalid) for name, table in given.items()}
         checks = {name: excerpt.check for name, excerpt in excerpts.items()}
         whole_numbers = all(excerpt.whole_numbers for excerpt in excerpts.values())
         tables = of_one_type({name: excerpt.table for name, excerpt in excerpts.items()}, checks, whole_numbers)
@@ -149,6 +151,8 @@ class Cohort:
 
     def window(self, table: str) -> Window:
         """The events of a table ("labs", "notes", "images") that each sample may see."""
+        if table not in EVENT_TABLES:
+            raise InputError(f"There is no table of events {table!r}; expected labs, notes or images.")
         return self._windows[table]
 
     @cached_property
@@ -169,6 +173,7 @@ class Cohort:
         Raises:
             InputError: there is no sample at this position.
         """
+        require_counts(position=position)
         if not 0 <= position < len(self):
             raise InputError(f"There is no sample {position}; the cohort's samples are 0 to {len(self) - 1}.")
         row = self.outcomes.iloc[position]
@@ -270,6 +275,8 @@ class Cohort:
         unknown = set(changed) - {*EVENT_TABLES, "static"}
         if unknown:
             raise InputError(f"Unknown table {min(unknown)}; expected labs, notes, images or static.")
+        for name in (name for name, table in changed.items() if table is not None):
+            require_table(name, changed[name])
         fresh = {name: (sorted_facts if name == "static" else sorted_events)(table) for name, table in changed.items()}
         derived = self._derive(**fresh)
         derived._drop_strangers()
@@ -379,13 +386,13 @@ class Cohort:
         """
         from .files import read_cohort
 
-        return read_cohort(cls, Path(folder), settings)
+        return read_cohort(cls, as_path("folder", folder), settings)
 
     def write(self, folder: str | Path) -> None:
         """Write as a MEDS 0.4 dataset; `Cohort.read` gives an equal cohort back. See `meds`."""
         from .meds import write_meds
 
-        write_meds(self, Path(folder))
+        write_meds(self, as_path("folder", folder))
 
 
 def _known(pairs: Iterator[tuple[str, object]]) -> dict[str, object]:

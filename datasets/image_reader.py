@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arguments import require_counts
 from .batch import Images
 from .checks import Exclusion
 from .cohort import Cohort
@@ -46,6 +47,7 @@ class ImageReader:
     """
 
     def __init__(self, size: int = 224, *, channels: int = 1, most: int = 4, slices: int = 1) -> None:
+        require_counts(size=size, channels=channels, most=most, slices=slices)
         if channels not in (1, 3):
             raise InputError(f"channels is {channels}; expected 1 (grey) or 3 (colour).")
         if size < 32 or most < 1 or slices < 1:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from .arguments import require_counts, require_numbers
 from .batch import Labs
 from .cohort import Cohort
 from .errors import InputError
@@ -23,6 +24,12 @@ _FEW = 10
 _SKEWED = 3.0
 # Scaled values are cut here: far outside what separates patients, near enough to do no harm.
 _LIMIT = 6.0
+# Robust standard deviations from the median, of values and of logarithms, from which a value is a slip rather than a
+# patient's: a pH of 735, a temperature of -17.8. Of 1.5 million measurements of PhysioNet 2012, whose impossible ones
+# are taken out, 29 and none lie there.
+_WILD, _WILD_LOGARITHM = 20.0, 10.0
+# Codes that a remark names.
+_NAMED = 5
 
 
 class LabReader:
@@ -38,6 +45,8 @@ class LabReader:
     """
 
     def __init__(self, *, rare: int = 5, resolution: float = 1.0, steps: int = 256) -> None:
+        require_counts(rare=rare, steps=steps)
+        require_numbers(resolution=resolution)
         if rare < 1 or not resolution > 0 or steps < 1:
             raise InputError(
                 f"rare is {rare}, resolution {resolution} and steps {steps}; expected at least 1 patient, "
@@ -67,7 +76,7 @@ class LabReader:
         self.centre_, self.spread_, self.floor_ = np.array(scales, dtype=np.float64).reshape(-1, 3).T
 
     def pack(self, cohort: Cohort) -> Packed:
-        """Measurements of the vocabulary, scaled; others are counted in the remarks."""
+        """Measurements of the vocabulary, scaled; others, and values far outside, are counted in the remarks."""
         window = cohort.window("labs")
         if cohort.labs is None:
             nothing = {"code": np.zeros(0, np.int64), "value": np.zeros(0, np.float32)}
@@ -88,18 +97,27 @@ class LabReader:
         if early.any():
             remarks.append(f"labs: {int(early.sum())} measurements before the last {self.steps} time steps")
             window, step = select(window, ~early), step[~early]
-        arrays = {"code": code, "value": self.scale(cohort.labs["value"].to_numpy(), code)}
+        deviations = self._deviations(cohort.labs["value"].to_numpy(), code)
+        seen = np.unique(window.rows)
+        wild = seen[is_wild(deviations[seen], self.floor_[code[seen]])]
+        if len(wild):
+            own = [self.codes_[place] for place in np.unique(code[wild])]
+            more = f" and {len(own) - _NAMED} more codes" if len(own) > _NAMED else ""
+            remarks.append(f"labs: {tell_wild(len(wild), ', '.join(own[:_NAMED]) + more)}")
+        arrays = {"code": code, "value": cut(deviations)}
         return Packed(Labs, window.offsets, window.rows, window.hours, arrays, {"step": step}, tuple(remarks))
 
     def scale(self, values: np.ndarray, code: np.ndarray) -> np.ndarray:
         """Values in robust standard deviations from the median, cut at ±6; 0 for unknown codes."""
+        return cut(self._deviations(values, code))
+
+    def _deviations(self, values: np.ndarray, code: np.ndarray) -> np.ndarray:
         if not self.codes_:
-            return np.zeros(len(values), np.float32)
+            return np.zeros(len(values))
         values = values.astype(np.float64)
         logarithmic = np.flatnonzero(self.floor_[code] > 0)
         values[logarithmic] = np.log(np.maximum(values[logarithmic], self.floor_[code[logarithmic]]))
         scaled = (values - self.centre_[code]) / self.spread_[code]
-        scaled = np.clip(scaled, -_LIMIT, _LIMIT).astype(np.float32)
         scaled[code < 0] = 0
         return scaled
 
@@ -129,6 +147,24 @@ class LabReader:
         self.centre_, self.spread_, self.floor_ = (
             np.array(state[name], dtype=np.float64) for name in ("centre_", "spread_", "floor_")
         )
+
+
+def cut(deviations: np.ndarray) -> np.ndarray:
+    """float32: robust standard deviations, of which six are as far as counts."""
+    return np.clip(deviations, -_LIMIT, _LIMIT).astype(np.float32)
+
+
+def is_wild(deviations: np.ndarray, floor: np.ndarray | float) -> np.ndarray:
+    """bool: which values lie so far from the training patients' that they are slips; by the floor of `robust_scale`."""
+    return np.abs(deviations) > np.where(np.asarray(floor) > 0, _WILD_LOGARITHM, _WILD)
+
+
+def tell_wild(count: int, names: str) -> str:
+    """A remark on so many such values."""
+    return (
+        f"{count} values of {names} lie far outside of all that training patients have, as slips do: what is beyond "
+        f"{_LIMIT:g} robust standard deviations is cut off. Look them up"
+    )
 
 
 def robust_scale(values: np.ndarray) -> tuple[float, float, float]:

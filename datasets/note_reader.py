@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arguments import require_counts
 from .batch import Notes
 from .cohort import Cohort
 from .errors import InputError
@@ -49,6 +50,7 @@ class NoteReader:
     def __init__(
         self, source: str | None = None, *, vocabulary: int = 8000, length: int = 256, overlap: int = 32, most: int = 16
     ) -> None:
+        require_counts(vocabulary=vocabulary, length=length, overlap=overlap, most=most)
         if not 0 <= overlap < length - 2 or most < 1 or vocabulary < 32:
             raise InputError(
                 f"length is {length}, overlap {overlap}, most {most} and vocabulary {vocabulary}; expected an "

@@ -118,6 +118,10 @@ def infer_kinds(outcomes: pd.DataFrame, wanted: Mapping[str, str]) -> dict[str, 
     Raises:
         InputError: `wanted` names no column, or a kind cannot be told; see `infer_kind`.
     """
+    if not isinstance(wanted, Mapping):
+        raise InputError(
+            f'outcome_kinds is a {type(wanted).__name__}; expected a kind by outcome, such as {{"died": "binary"}}.'
+        )
     names = outcomes.columns.drop(["subject_id", "prediction_time"])
     unknown = sorted(map(str, set(wanted) - set(names)))
     if unknown:

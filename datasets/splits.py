@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from .arguments import require_table
 from .checks import TableCheck
 from .errors import InputError
 from .subject_ids import are_whole_numbers, subject_names
@@ -35,10 +36,16 @@ def by_fraction(cohort: Cohort, fractions: Sequence[float], seed: int) -> tuple[
         InputError: fractions that do not add up to 1, a seed that is no whole number, or too
             few patients for a part to have one.
     """
-    shares = np.atleast_1d(np.asarray(fractions, dtype=np.float64))
-    if len(shares) < 2 or not (shares > 0).all() or not abs(shares.sum() - 1) <= 1e-6:
+    try:
+        shares = np.atleast_1d(np.asarray(fractions, dtype=np.float64))
+    except (TypeError, ValueError):
+        # What stands there may be long.
+        shares = np.zeros(0)
+        fractions = f"no numbers but a {type(fractions).__name__}"
+    if shares.ndim != 1 or len(shares) < 2 or not (shares > 0).all() or not abs(shares.sum() - 1) <= 1e-6:
         raise InputError(
-            f"The fractions are {', '.join(map(str, shares))}; expected two or more positive ones that add up to 1."
+            f"The fractions are {', '.join(map(str, shares.ravel())) or fractions}; expected two or more positive ones "
+            "that add up to 1, such as (0.7, 0.1, 0.2)."
         )
     _require_seed(seed)
     patients = np.sort(cohort.outcomes["subject_id"].unique())
@@ -152,6 +159,7 @@ def as_subject_splits(table: pd.DataFrame, like: pd.Series) -> pd.Series:
     Raises:
         InputError: a column is missing, a word is not one of MEDS's, or a patient is in two splits.
     """
+    require_table("The split table", table)
     missing = [column for column in ("subject_id", "split") if column not in table.columns]
     if missing or not table.columns.is_unique:
         what = f"lacks the column {missing[0]}" if missing else "has a column twice"

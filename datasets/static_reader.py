@@ -10,11 +10,9 @@ import pandas as pd
 from .batch import Static
 from .cohort import Cohort
 from .errors import InputError
-from .lab_reader import robust_scale
+from .lab_reader import cut, is_wild, robust_scale, tell_wild
 from .prepared import Packed
 from .words import as_words
-
-_LIMIT = 6.0
 
 
 class StaticReader:
@@ -69,7 +67,10 @@ class StaticReader:
             if column not in facts.columns:
                 remarks.append(f"static: the column {column} is not there; it counts as missing")
             if seen is None:
-                value, level = self._number(column, given), np.zeros(len(given), int)
+                deviations, level = self._deviations(column, given), np.zeros(len(given), int)
+                value, wild = cut(deviations), int(is_wild(deviations, self.numbers_[column][2]).sum())
+                if wild:
+                    remarks.append(f"static: {tell_wild(wild, column)}")
             else:
                 value, present = np.zeros(len(given)), given.notna().to_numpy()
                 place = pd.Index(seen, dtype="str").get_indexer(as_words(given).text.str.strip())
@@ -92,12 +93,12 @@ class StaticReader:
             known.append(present)
         return _facts(columns, values, levels, known, len(facts), tuple(remarks))
 
-    def _number(self, column: str, given: pd.Series) -> np.ndarray:
+    def _deviations(self, column: str, given: pd.Series) -> np.ndarray:
         centre, spread, floor = self.numbers_[column]
         numbers = pd.to_numeric(given, errors="coerce").to_numpy(np.float64)
         if floor:
             numbers = np.log(np.maximum(numbers, floor))
-        return np.clip((numbers - centre) / spread, -_LIMIT, _LIMIT)
+        return (numbers - centre) / spread
 
     def state(self) -> dict[str, object]:
         return {"numbers_": self.numbers_, "categories_": self.categories_}

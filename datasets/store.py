@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from .arguments import as_path
 from .batch import Part
 from .checks import Exclusion, Policy
 from .disk import naming_full_disk, read_json, write_json
@@ -53,7 +54,7 @@ class Store:
         """
         if unreadable not in (None, "raise", "exclude"):
             raise InputError(f'unreadable is {unreadable!r}; expected "raise" or "exclude".')
-        folder = Path(folder).resolve()
+        folder = as_path("folder", folder).resolve()
         about = folder / _ABOUT
         if not about.is_file():
             if folder.is_file() or any(not path.name.startswith(f".{_ABOUT}") for path in _entries(folder)):

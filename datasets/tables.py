@@ -12,6 +12,7 @@ import re
 import numpy as np
 import pandas as pd
 
+from .arguments import require_table
 from .checks import Excerpt, Policy, TableCheck
 from .errors import InputError
 from .times import mostly_dates, parse_times
@@ -43,8 +44,7 @@ _NAMELESS = re.compile(r"\s*$|Unnamed: \d+$")
 
 def require_columns(table: pd.DataFrame, name: str) -> None:
     """Raise `InputError` unless the table has the columns that its kind needs, each once."""
-    if not isinstance(table, pd.DataFrame):
-        raise InputError(f"{name} is a {type(table).__name__}; expected a pandas DataFrame.")
+    require_table(name, table)
     missing = [column for column in REQUIRED[name] if column not in table.columns]
     if missing:
         # Where no name is known, the first line may be a patient's.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from .arguments import require_counts
 from .dicom import read_dataset
 from .errors import InputError, UnreadableImageError
 from .greyscale import chosen_window, is_inverted, paint, require_hounsfield_units, robust_window, sample
@@ -77,6 +78,9 @@ def slabs(
 
     Source: 2.5-D sampling, Roth et al. 2014, doi:10.1007/978-3-319-10404-1_65, there with three planes.
     """
+    require_counts(images=images, channels=channels)
+    if not isinstance(pixels, np.ndarray):
+        raise InputError(f"pixels came as a {type(pixels).__name__}; expected an array [slice, height, width].")
     if pixels.ndim != 3 or images < 1 or not 1 <= channels <= len(pixels):
         raise InputError(
             f"pixels have shape {pixels.shape}, images is {images} and channels is {channels}; expected [slice, "

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..datasets.arguments import require_counts, require_truth
 from ..datasets.batch import Images
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
@@ -20,6 +21,7 @@ from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detai
 from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
+from .weights import require_weights
 
 
 class ImageEncoder(nn.Module):
@@ -66,14 +68,19 @@ class ImageEncoder(nn.Module):
         tuning: str = "full",
     ) -> None:
         super().__init__()
+        if not isinstance(model, (str, Path)):
+            raise InputError(f"model is a {type(model).__name__}; expected a timm model's name, or a local folder.")
+        require_weights(pretrained)
+        require_counts(grid=grid, **({} if budget is None else {"budget": budget}))
+        require_truth(augment=augment)
         if grid < 1:
             raise InputError(f"grid is {grid}; expected at least 1 token along each side of an image.")
+        self.reader = ImageReader(size, channels=channels, most=most, slices=slices)
         if budget is not None and budget < most * slices:
             raise InputError(f"budget is {budget}; expected a token for each of {most} × {slices} images, or None.")
         self.model, self.pretrained, self.grid, self.augment = str(model), pretrained, grid, augment
         self.budget = budget
         self.tuning = Tuning.parse(tuning)
-        self.reader = ImageReader(size, channels=channels, most=most, slices=slices)
         self.architecture: dict[str, object] = {}
         self.width = 0
 

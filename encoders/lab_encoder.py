@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..datasets.arguments import require_counts, require_numbers, require_truth
 from ..datasets.batch import Labs
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
@@ -67,6 +68,9 @@ class LabEncoder(nn.Module):
         steps: int = 256,
     ) -> None:
         super().__init__()
+        require_counts(width=width, layers=layers)
+        require_numbers(dropout=dropout, summary_dropout=summary_dropout)
+        require_truth(bends=bends)
         if width < 1 or layers < 1 or not 0 <= dropout < 1:
             raise InputError(
                 f"width is {width}, layers {layers} and dropout {dropout}; expected at least 1, at least 1, "

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from ..datasets.arguments import require_counts, require_numbers
 from ..datasets.batch import Notes
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
@@ -21,6 +22,7 @@ from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detai
 from .note_network import fresh_transformer, load_transformer, longest_input
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
+from .weights import require_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -68,6 +70,9 @@ class NoteEncoder(nn.Module):
         tuning: str = "full",
     ) -> None:
         super().__init__()
+        require_weights(pretrained)
+        require_counts(most=most, **({} if budget is None else {"budget": budget}))
+        require_numbers(word_dropout=word_dropout, sentence_dropout=sentence_dropout)
         for name, share in (("word_dropout", word_dropout), ("sentence_dropout", sentence_dropout)):
             if not 0 <= share < 1:
                 raise InputError(f"{name} is {share}; expected a share from 0 to below 1.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..datasets.arguments import require_counts, require_numbers
 from ..datasets.batch import Static
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
@@ -26,6 +27,8 @@ class StaticEncoder(nn.Module):
 
     def __init__(self, width: int = 32, *, dropout: float = 0.1) -> None:
         super().__init__()
+        require_counts(width=width)
+        require_numbers(dropout=dropout)
         if width < 1 or not 0 <= dropout < 1:
             raise InputError(f"width is {width} and dropout {dropout}; expected at least 1, and 0 to below 1.")
         self.width, self.dropout = width, dropout

@@ -13,6 +13,14 @@ from ..datasets.errors import InputError
 Weights = Mapping[str, Tensor]
 
 
+def require_weights(pretrained: object) -> None:
+    """Raise `InputError` unless this may say where weights are from."""
+    if not isinstance(pretrained, (bool, str, Path, Mapping)):
+        raise InputError(
+            f"pretrained is a {type(pretrained).__name__}; expected True, False, a safetensors file or a state dict."
+        )
+
+
 def read_weights(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]:
     """The weights of a safetensors file or a state dict; floating-point numbers as float32.
 

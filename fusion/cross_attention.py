@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..datasets.arguments import require_counts, require_numbers
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_other_sizes
@@ -49,6 +50,8 @@ class CrossAttentionFusion(nn.Module):
         gist_dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        require_counts(width=width, heads=heads, depth=depth, latents=latents)
+        require_numbers(dropout=dropout, gist_dropout=gist_dropout)
         if width < 1 or heads < 1 or width % heads:
             raise InputError(f"width is {width} and heads {heads}; expected heads that divide the width.")
         if depth < 1 or latents < 0 or not 0 <= dropout < 1 or not 0 <= gist_dropout < 1:

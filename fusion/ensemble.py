@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from ..datasets.arguments import as_path
 from ..datasets.errors import InputError
 from .artifact import MANIFEST, checked_folder, new_folder
 from .evaluation import CHOSEN_ON_VALIDATION
@@ -33,7 +34,10 @@ class Ensemble:
     """
 
     def __init__(self, members: Sequence[FusionModel]) -> None:
-        self.members = tuple(members)
+        self.members = tuple(members) if isinstance(members, Iterable) else (members,)
+        for number, member in enumerate(self.members, 1):
+            if not isinstance(member, FusionModel):
+                raise InputError(f"Member {number} is a {type(member).__name__}; expected a trained FusionModel.")
         if not self.members:
             raise InputError("The ensemble has no member. Give at least one trained model.")
         for number, member in enumerate(self.members, 1):
@@ -89,7 +93,7 @@ class Ensemble:
             InputError: the folder holds something else.
         """
         described = {"members": [member.describe() for member in self.members], "thresholds": self.thresholds_}
-        with new_folder(Path(folder), "ensemble") as scratch:
+        with new_folder(as_path("folder", folder), "ensemble") as scratch:
             for number, member in enumerate(self.members):
                 member.save_weights(scratch / _weights_of(number))
             (scratch / "ensemble.json").write_text(json.dumps(described))
@@ -101,7 +105,7 @@ class Ensemble:
         Raises:
             InputError: the folder is missing, damaged, or of another schema.
         """
-        folder = checked_folder(Path(folder), "ensemble")
+        folder = checked_folder(as_path("folder", folder), "ensemble")
         try:
             told = json.loads((folder / "ensemble.json").read_text())
             descriptions = list(told["members"])
@@ -120,8 +124,9 @@ def load_trained(folder: str | Path) -> FusionModel | Ensemble:
     Raises:
         InputError: the folder is missing, damaged, or of another schema.
     """
+    folder = as_path("folder", folder)
     try:
-        is_ensemble = json.loads((Path(folder) / MANIFEST).read_text())["kind"] == "ensemble"
+        is_ensemble = json.loads((folder / MANIFEST).read_text())["kind"] == "ensemble"
     except (OSError, ValueError, KeyError, TypeError):
         # What is wrong with the folder is told by what reads it.
         is_ensemble = False

@@ -54,6 +54,11 @@ def fit_ensemble(
     taken = {"seed", "out", "on_start"} & set(training or {})
     if taken:
         raise InputError(f"training= gives {min(taken)}, which is an argument of fit_ensemble itself. Give it there.")
+    if isinstance(make_model, FusionModel) or not callable(make_model):
+        raise InputError(
+            f"make_model is a {type(make_model).__name__}; expected a function that makes a model, so that each member "
+            "has its own: lambda: FusionModel(...)."
+        )
     models, histories = [], []
     for number in range(members):
         model = make_model()

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from ..datasets.arguments import require_counts, require_numbers, require_whole
 from ..datasets.errors import InputError
 from .artifact import write_whole
 from .matching import LabelledRisks, labelled_risks, match_risks
@@ -173,7 +174,7 @@ def evaluate(
     Example:
         >>> print(evaluate(predict(model, test), test))
     """
-    _check_resampling(resamples, level)
+    _check_resampling(resamples, level, seed)
     matched = match_risks(risks, cohort)
     for labelled in matched.values():
         labelled.check_classes()
@@ -225,7 +226,7 @@ def paired_difference(
     Raises:
         InputError: as `evaluate`; also an unknown metric, or no sample that both predict.
     """
-    _check_resampling(resamples, level)
+    _check_resampling(resamples, level, seed)
     risks = (risks_a, risks_b)
     both = [labelled_risks(each, cohort, outcome=outcome) for each in risks]
     shared = np.intersect1d(both[0].position, both[1].position)
@@ -326,7 +327,10 @@ def interval_cell(value: float, low: float, high: float) -> str:
 def _thresholds(
     given: Mapping[str, float] | None, fitted: Mapping[str, Mapping], matched: Mapping[str, LabelledRisks]
 ) -> dict[str, dict[str, float | str]]:
-    given = given or {}
+    given = {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise InputError(f'thresholds is a {type(given).__name__}; expected a risk by outcome: {{"died": 0.2}}.')
+    require_numbers(**{f"The threshold of {outcome}": value for outcome, value in given.items()})
     binary = [outcome for outcome, labelled in matched.items() if labelled.kind == "binary"]
     for outcome in given:
         if outcome not in binary:
@@ -355,7 +359,10 @@ def _count(labelled: LabelledRisks, *, undefined_resamples: int) -> dict[str, ob
     }
 
 
-def _check_resampling(resamples: int, level: float) -> None:
+def _check_resampling(resamples: int, level: float, seed: int) -> None:
+    require_counts(resamples=resamples)
+    require_numbers(level=level)
+    require_whole("seed", seed, least=0)
     if resamples < 0:
         raise InputError(f"the number of resamples must be at least 0, not {resamples}")
     if not 0 < level < 1:

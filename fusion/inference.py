@@ -96,7 +96,11 @@ def to_device(batch: object, device: torch.device) -> object:
 
 
 def require_trained(model: FusionModel) -> None:
-    """Raise `InputError` if the model has no weights yet."""
+    """Raise `InputError` if this is no model, or has no weights yet."""
+    if not isinstance(model, FusionModel):
+        raise InputError(
+            f"model is a {type(model).__name__}; expected a FusionModel. Of a folder, read it with FusionModel.load."
+        )
     if not model.is_built:
         raise InputError("The model is not trained. Train it with fit, or read one with FusionModel.load.")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from ..datasets.arguments import require_cohort
 from ..datasets.errors import InputError
 from ..datasets.outcomes import OutcomeKind, encode_outcomes
 from .metrics import binary_metrics, categorical_metrics, continuous_metrics
@@ -100,6 +101,7 @@ def match_risks(risks: pd.DataFrame, cohort: Cohort) -> dict[str, LabelledRisks]
         InputError: as `evaluate`.
     """
     _check_columns(risks)
+    require_cohort(cohort)
     samples = cohort.outcomes
     kinds = cohort.outcome_kinds
     names = {outcome: kind.columns(outcome) for outcome, kind in kinds.items()}
@@ -209,6 +211,11 @@ def _times(table: pd.DataFrame) -> pd.Series:
 
 
 def _check_columns(risks: pd.DataFrame) -> None:
+    if not isinstance(risks, pd.DataFrame):
+        raise InputError(
+            f"risks came as a {type(risks).__name__}; expected the DataFrame that predict returns. Of a file: "
+            "pandas.read_csv(path)."
+        )
     lacking = [column for column in _RISK_COLUMNS if column not in risks.columns]
     if lacking:
         raise InputError(

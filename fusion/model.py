@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..datasets.arguments import as_path, require_cohort, require_numbers
 from ..datasets.batch import Batch
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
@@ -32,6 +33,7 @@ from .low_rank import LowRankFusion
 from .outcome_heads import OutcomeHeads, Risk
 from .recurrent import RecurrentFusion
 from .state import FusedState, Fusion
+from .weight_limit import limited_weights
 
 MODALITIES = ("image", "labs", "notes", "static")
 _ENCODERS = {"image": ImageEncoder, "labs": LabEncoder, "notes": NoteEncoder, "static": StaticEncoder}
@@ -98,6 +100,7 @@ class FusionModel(nn.Module):
                 "The model has no outcome. Give outcomes=cohort.outcome_kinds; if that is empty, the table outcomes "
                 "needs a column with what is to be predicted."
             )
+        require_numbers(modality_dropout=modality_dropout, auxiliary=auxiliary)
         if not 0 <= modality_dropout < 1:
             raise InputError(f"modality_dropout is {modality_dropout}; expected a probability from 0 to below 1.")
         if not 0 <= auxiliary < math.inf:
@@ -145,11 +148,12 @@ class FusionModel(nn.Module):
 
     def build(self, cohort: Cohort, *, seed: int = 0) -> None:
         """Fit the readers on training patients and make the layers, with random weights of `seed`."""
+        require_cohort(cohort)
         for name, encoder in self.encoders.items():
             if next(encoder.parameters(), None) is not None:
                 raise InputError(f"{name}= was built before, for another model. Give each model encoders of its own.")
         self.history_ = cohort.history
-        with torch.random.fork_rng(devices=[]):
+        with limited_weights(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for encoder in self.encoders.values():
                 encoder.build(cohort)
@@ -246,7 +250,7 @@ class FusionModel(nn.Module):
         if not self.is_built:
             raise InputError("The model has no weights yet. Train it with fit before saving it.")
         description = self.describe()
-        with new_folder(Path(folder), "model") as scratch:
+        with new_folder(as_path("folder", folder), "model") as scratch:
             self.save_weights(scratch / "weights.safetensors")
             (scratch / "model.json").write_text(json.dumps(description))
 
@@ -288,7 +292,7 @@ class FusionModel(nn.Module):
         Raises:
             InputError: the folder is missing, damaged, or of another schema.
         """
-        folder = checked_folder(Path(folder), "model")
+        folder = checked_folder(as_path("folder", folder), "model")
         try:
             description = json.loads((folder / "model.json").read_text())
         except ValueError as error:
@@ -320,7 +324,7 @@ class FusionModel(nn.Module):
             auxiliary=description["auxiliary"],
             label_smoothing=description["label_smoothing"],
         )
-        with torch.random.fork_rng(devices=[]):
+        with limited_weights(), torch.random.fork_rng(devices=[]):
             for name, encoder in model.encoders.items():
                 encoder.rebuild(description["encoders"][name])
             model._make_heads()
@@ -337,15 +341,6 @@ def _undescribed(folder: Path) -> InputError:
         f"{folder} is whole, but does not describe a model that this version of chiasm can make. "
         "Take the folder from a backup, or train again."
     )
-
-
-def require_cohort(cohort: object) -> None:
-    """Raise `InputError` unless samples came as a cohort."""
-    if not isinstance(cohort, Cohort):
-        raise InputError(
-            f"Samples came as a {type(cohort).__name__}; expected a Cohort. Make one: Cohort(outcomes=..., labs=...), "
-            "or Cohort.read(folder)."
-        )
 
 
 def _as_kind(name: str, kind: str) -> OutcomeKind:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
+from ..datasets.arguments import require_whole
 from ..datasets.errors import InputError
 
 LARGEST_SEED = 2**32 - 1
 """What NumPy's and PyTorch's generators both take."""
-
-
-def require_whole(name: str, value: object, *, least: int, most: int | None = None) -> None:
-    """Raise `InputError` unless a setting is a whole number in its range, ends included."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InputError(f"{name} is {value!r}; expected a whole number {expected}.")
 
 
 @dataclass(frozen=True)

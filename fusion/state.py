@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from ..datasets.arguments import require_numbers
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
 from .settings import require_whole
@@ -64,9 +65,10 @@ def refuse_attention(head: Fusion, asked: bool) -> None:
         raise InputError(f"{type(head).__name__} has no attention weights. Use CrossAttentionFusion to have them.")
 
 
-def require_sizes(dropout: float, **sizes: int) -> None:
+def require_sizes(dropout: object, **sizes: object) -> None:
     """Raise `InputError` unless the dropout is a probability below 1, and every size a whole number of at least 1."""
     for name, value in sizes.items():
         require_whole(name, value, least=1)
+    require_numbers(dropout=dropout)
     if not 0 <= dropout < 1:
         raise InputError(f"dropout is {dropout}; expected a probability from 0 to below 1.")

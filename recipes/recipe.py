@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 import typing
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,11 @@ PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
 """What a recipe has. It may also have `patients`, where not all to predict for are among those it is
 trained and evaluated on; and, where patients are few, `VARIANTS` and `sources`, which are scored by
 cross-validation with the settings `folds` and `repeats`."""
+_OF_A_RECIPE = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
+"""What a user's own file raises while it is read."""
 _WHOLE = {
     "seed": {"least": 0, "most": LARGEST_SEED},
     "folds": {"least": 2},
@@ -162,6 +168,14 @@ def _module(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"The recipe {path} is not valid Python (line {error.lineno}).") from error
+    except _OF_A_RECIPE as error:
+        # Whatever the user's own file raises is for the user to mend; --verbose shows the way to it.
+        told = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(told) if Path(frame.filename) == path), None)
+        raise InputError(
+            f"The recipe {path} cannot be run{f', line {line}' if line else ''}: {type(error).__name__}: {error}. "
+            "Mend it; --verbose shows the traceback."
+        ) from error
     return module
 
 

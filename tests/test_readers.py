@@ -245,6 +245,31 @@ def test_a_code_of_too_few_patients_is_left_out_and_counted():
     assert LabReader().pack(labs(rows)).remarks == ("labs: 11 measurements of 2 codes outside the vocabulary",)
 
 
+def test_a_value_far_outside_of_all_training_values_is_cut_and_counted():
+    draw = np.random.default_rng(0)
+    usual = [
+        (who, -1.0, code, draw.normal(*at)) for who in range(300) for code, at in (("pH", (7.4, 0.05)), ("T", (37, 1)))
+    ]
+    usual += [(who, -1.0, "ALT", draw.lognormal(3.5, 1)) for who in range(300)]
+    reader = LabReader()
+    # A slip among the training values themselves hides no other.
+    reader.fit(labs([*usual, (7, -2.0, "pH", 735.0)]))
+    assert reader.pack(labs(usual)).remarks == ()
+    grave = [(0, -1.0, "pH", 6.8), (0, -1.0, "T", 24.0), (0, -1.0, "ALT", 11_470.0), (0, 1.0, "pH", 735.0)]
+    assert reader.pack(labs(grave)).remarks == ()
+    slips = [(0, -1.0, "pH", 735.0), (1, -1.0, "pH", -1e6), (0, -1.0, "T", -17.8), (0, -1.0, "ALT", 1e7)]
+    packed = reader.pack(labs([*usual, *slips]))
+    assert packed.remarks == (
+        "labs: 4 values of ALT, T, pH lie far outside of all that training patients have, as slips do: what is beyond "
+        "6 robust standard deviations is cut off. Look them up",
+    )
+    assert np.abs(packed.arrays["value"]).max() == 6
+    many = LabReader(rare=1)
+    many.fit(labs([(who, -1.0, f"code {k}", draw.normal()) for who in range(30) for k in range(7)]))
+    told = many.pack(labs([(0, -1.0, f"code {k}", 1e6) for k in range(7)])).remarks
+    assert "labs: 7 values of code 0, code 1, code 2, code 3, code 4 and 2 more codes lie far outside" in told[0]
+
+
 def test_values_are_standardised_by_median_and_deciles():
     values = np.random.default_rng(0).normal(140, 4, 2000)
     reader = LabReader()
@@ -392,6 +417,12 @@ def test_an_unseen_category_is_the_other_of_its_column_and_counted(facts):
         "static: 1 values of sex that no training patient had",
         "static: 2 values of ward that no training patient had",
     )
+
+
+def test_a_number_far_outside_of_all_training_values_is_cut_and_counted(facts):
+    seen = static(sex=["f", "m"], ward=["x", "x"], age=[1e6, 100])
+    assert facts.pack(seen).remarks[0].startswith("static: 1 values of age lie far outside of all that training")
+    assert [row[2] for row in table_of(facts, seen) if row[:2] == (0, "age")] == [6]
 
 
 def test_a_column_that_is_not_there_counts_as_missing(facts):

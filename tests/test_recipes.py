@@ -172,6 +172,22 @@ def test_a_recipe_that_lacks_a_part_is_refused_with_what_it_needs(tmp_path):
         load_recipe(own_recipe(tmp_path, "x = 1"))
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import sys\n\nimport a_package_of_mine", r"own\.py cannot be run, line 3: ModuleNotFoundError: No module"),
+        (
+            "def f():\n    return 1 / 0\n\n\nf()",
+            r"own\.py cannot be run, line 2: ZeroDivisionError: division by zero. Mend",
+        ),
+        ("from pathlib import Path\nPath('nowhere').read_text()", r"own\.py cannot be run, line 2: FileNotFoundError"),
+    ],
+)
+def test_a_recipe_that_fails_when_it_is_read_is_refused_with_its_line(tmp_path, code, told):
+    with pytest.raises(InputError, match=told):
+        load_recipe(own_recipe(tmp_path, code))
+
+
 def test_a_recipe_that_is_no_python_is_refused_with_its_line(tmp_path):
     with pytest.raises(InputError, match=r"own\.py is not valid Python \(line 2\)"):
         load_recipe(own_recipe(tmp_path, "x = 1\nx = = 2"))

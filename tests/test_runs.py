@@ -271,6 +271,7 @@ def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, 
     whole = write_tables(tmp_path / "whole", died=[""] * 5 + [0, 1] * 21 + [0])
     labs = pd.read_csv(whole / "labs.csv")
     strange = labs.tail(3).assign(code="unheard of", time="2031-05-17 07:00")
+    labs.loc[0, "value"] = 1e6
     pd.concat([labs, strange]).to_csv(whole / "labs.csv", index=False)
     assert chiasm("predict", run, "--data", whole, "--out", tmp_path / "risks.csv", "--recipe", recipe) == 0
     printed = capsys.readouterr().out
@@ -278,6 +279,7 @@ def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, 
     assert "48 risks in" in printed
     assert printed.splitlines()[1].split() == ["read", "48", "48"]
     assert "left out: labs: 3" in printed
+    assert "left out: labs: 1 values of lactate lie far outside" in printed
     assert len(pd.read_csv(tmp_path / "risks.csv")) == 48
 
 
