@@ -15,6 +15,7 @@ from ..datasets.prepared import BucketedBatches
 from .ensemble import Ensemble
 from .evaluation import CHOSEN_ON_VALIDATION
 from .frozen_tokens import Samples, encode_once
+from .metrics import best_threshold
 from .model import FusionModel, withhold
 from .settings import require_whole
 
@@ -183,3 +184,16 @@ def worth_of_subsets(model: FusionModel, samples: Samples, subsets: Sequence[int
                 worth[number, positions] = model.fuse(withhold(tokens, kept)).value.double().cpu().numpy()
     model.train(was_training)
     return worth
+
+
+def choose_thresholds(model: FusionModel, samples: Samples) -> dict[str, float]:
+    """By binary outcome, the threshold that maximises F1; none where there is one class only."""
+    values = infer(model, samples)
+    columns = model.heads.columns
+    chosen = {}
+    for i, (name, kind) in enumerate(model.outcomes.items()):
+        known = samples.known[:, i]
+        labels = samples.outcomes[known, i]
+        if kind == "binary" and len(np.unique(labels)) == 2:
+            chosen[name] = best_threshold(values[known, columns.index(name)], labels)
+    return chosen

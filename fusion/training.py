@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +23,14 @@ from ..datasets.progress import progress_bar, showing_progress
 from .artifact import write_whole
 from .checkpoint import History, Keeper, TrainingState
 from .frozen_tokens import Samples
-from .inference import infer, to_device
+from .inference import choose_thresholds, to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, make_schedule, tell_tuning, thaw
-from .metrics import best_threshold
 from .model import FusionModel
 from .numerics import autocast, repeatable
 from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator, share_weights
 from .settings import KeepingSettings, TrainingSettings
 from .stopping import Stopped, StopRequest, stopping_in_order
+from .tracking import require_trackers, tracked
 from .training_samples import (
     batch_of,
     check_cohorts,
@@ -70,6 +70,7 @@ def fit(
     checkpoints: int = 2,
     skip: int = 3,
     timeout: float = PATIENCE,
+    trackers: Sequence[str] = (),
     on_start: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> History:
@@ -115,6 +116,8 @@ def fit(
         skip: batches that may be left out in all, by all processes together, since their loss or gradient is not
             finite; one more ends the training.
         timeout: seconds that a process waits for the others before it ends with a message.
+        trackers: experiment trackers by Accelerate's names, such as "tensorboard", which writes to `trackers/` in
+            `out`. They are told the settings and each epoch's losses, and nothing of any patient.
         on_start: called once all of this was found to be in order, before the first update and
             before anything is written (main process only).
         progress: whether to show a bar (main process only).
@@ -143,6 +146,7 @@ def fit(
         seed=seed,
     )
     keeping = KeepingSettings(save_every=save_every, checkpoints=checkpoints, skip=skip, timeout=timeout)
+    require_trackers(trackers, with_folder=out is not None)
     check_cohorts(model, train, valid)
     accelerator = make_accelerator(timeout=timeout)
     with EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
@@ -163,7 +167,8 @@ def fit(
             try:
                 if len(state.history.epochs) < epochs:
                     samples, held_out = encoded_once(state, (samples, train), (held_out, valid))
-                _train(_Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
+                with tracked(accelerator, trackers, keeper.store, asdict(settings)):
+                    _train(_Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
             finally:
                 # Also after Ctrl-C: what the model has is the best that was reached.
                 model.load_state_dict(state.best)
@@ -211,6 +216,8 @@ def _train(loop: _Loop) -> None:
             if loop.keeper.store and accelerator.is_main_process:
                 _write_run(loop.keeper.store, state, loop.held_out, better=better)
             loop.keeper.save(state)
+            if accelerator.trackers:
+                accelerator.log(record, step=epoch + 1)
             accelerator.wait_for_everyone()
             if loop.stop.number:
                 raise Stopped(loop.stop.number)
@@ -367,19 +374,6 @@ def _validation_loss(model: FusionModel, samples: Samples, batch_size: int, acce
         sums += torch.stack([loss, labels.float()])
     total, count = accelerator.reduce(sums, "sum").tolist()
     return total / max(count, 1)
-
-
-def choose_thresholds(model: FusionModel, samples: Samples) -> dict[str, float]:
-    """By binary outcome, the threshold that maximises F1; none where there is one class only."""
-    values = infer(model, samples)
-    columns = model.heads.columns
-    chosen = {}
-    for i, (name, kind) in enumerate(model.outcomes.items()):
-        known = samples.known[:, i]
-        labels = samples.outcomes[known, i]
-        if kind == "binary" and len(np.unique(labels)) == 2:
-            chosen[name] = best_threshold(values[known, columns.index(name)], labels)
-    return chosen
 
 
 def _write_run(store: Path, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:

@@ -147,6 +147,7 @@ def train(
     store: StoreOption = None,
     save_every: Annotated[float, typer.Option(help="Minutes after which a checkpoint is due within an epoch.")] = 10.0,
     timeout: Annotated[float, typer.Option(help="Seconds that a process waits for the others.")] = PATIENCE,
+    tracker: Annotated[list[str], typer.Option(help="Experiment tracker, such as tensorboard; repeatable.")] = [],  # noqa: B006
 ) -> None:
     """Train a recipe; run it again with the same --out, or with --resume, to go on where it was stopped.
 
@@ -161,7 +162,7 @@ def train(
         run, data = begun_run(resume, recipe, data, store=store)
     else:
         run, data = new_run(recipe, data, out, set_, store=store)
-    run = run.keeping_by(save_every=save_every, timeout=timeout)
+    run = run.keeping_by(save_every=save_every, timeout=timeout, trackers=tuple(tracker))
     run.train(data, say=say)
     if run.recipe.is_cross_validated:
         cross_validate(run, data, say=say)

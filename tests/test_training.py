@@ -445,3 +445,31 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(halves, plan):
         )
     # What it has is what it had at its best, and not what broke it.
     assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_tensorboard_is_told_losses_and_nothing_of_any_patient(halves, plan, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = fit(plan(), *halves, epochs=2, out=tmp_path, trackers=["tensorboard"], **SHORT)
+    told = EventAccumulator(str(tmp_path / "trackers" / "chiasm")).Reload()
+    names = ["epoch", "train_loss", "valid_loss", "learning_rate", "seconds"]
+    tags = told.Tags()
+    assert tags.pop("scalars") == names
+    assert not any(tags.values())
+    for name in ("train_loss", "valid_loss"):
+        values = [event.value for event in told.Scalars(name)]
+        assert values == pytest.approx([record[name] for record in history.epochs])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (["wandbox"], "There is no tracker 'wandbox'; there are aim, .*tensorboard"),
+        (["aim"], "The tracker aim is not installed"),
+        (["tensorboard"], "The tracker tensorboard writes into the run's folder"),
+        ("tensorboard", "trackers is 'tensorboard'; expected a list of names"),
+    ],
+)
+def test_trackers_that_cannot_be_told_are_refused(halves, plan, wrong, match):
+    with pytest.raises(InputError, match=match):
+        fit(plan(), *halves, epochs=1, trackers=wrong, **SHORT)
