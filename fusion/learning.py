@@ -70,7 +70,8 @@ def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> 
             groups.setdefault((share, decays), fresh)["params"].append(weight)
     # One kernel for all weights: of small networks, a launch a weight and a moment is a tenth of a step.
     if name == "sgd":
-        rule = torch.optim.SGD(groups.values(), lr=rate, momentum=0.9, fused=True)
+        # Not fused: that kernel fails where a weight has no momentum yet, its modality absent from all batches so far.
+        rule = torch.optim.SGD(groups.values(), lr=rate, momentum=0.9)
     else:
         rule = torch.optim.AdamW(groups.values(), lr=rate, fused=True)
     rule.register_load_state_dict_post_hook(_lay_out_moments)

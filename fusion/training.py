@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..datasets.arguments import as_path
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
@@ -146,7 +147,8 @@ def fit(
         seed=seed,
     )
     keeping = KeepingSettings(save_every=save_every, checkpoints=checkpoints, skip=skip, timeout=timeout)
-    require_trackers(trackers, with_folder=out is not None)
+    store = None if out is None else as_path("out", out)
+    require_trackers(trackers, with_folder=store is not None)
     check_cohorts(model, train, valid)
     accelerator = make_accelerator(timeout=timeout)
     with EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
@@ -159,7 +161,7 @@ def fit(
         # What was done before, if this run was stopped.
         fingerprint = fingerprint_of(samples, held_out, asdict(settings) | model.plan)
         state.history.salt = fingerprint[:16]
-        keeper = Keeper(None if out is None else Path(out), fingerprint, keeping, accelerator)
+        keeper = Keeper(store, fingerprint, keeping, accelerator)
         with keeper.alone(), stopping_in_order() as stop:
             _go_on(keeper, fingerprint, state, accelerator)
             if on_start and accelerator.is_main_process:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def check_cohorts(model: FusionModel, train: Cohort, valid: Cohort | None) -> None:
-    """Raise `InputError` for cohorts that would train nothing, or the wrong thing."""
+    """Raise `InputError` for cohorts that would train nothing, or the wrong thing; or for what is no model."""
+    if not isinstance(model, FusionModel):
+        raise InputError(f"model is a {type(model).__name__}; expected a FusionModel. fit_ensemble trains several.")
     for part in (train,) if valid is None else (train, valid):
         require_cohort(part)
     if valid is not None:

@@ -35,9 +35,9 @@ def train_run(data: Path, folder: Path, timeout: float = 30) -> None:
     Run(load_recipe("demo", SETTINGS), folder, keeping).train(data, say=lambda _: None)
 
 
-def end(started: list[BaseProcess]) -> list[int | None]:
+def end(started: list[BaseProcess], *, patience: float = _PATIENCE) -> list[int | None]:
     """The exit codes of processes, after they ended by themselves; None of one that did not."""
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + patience
     for process in started:
         process.join(max(0.1, until - time.monotonic()))
     codes = [process.exitcode for process in started]

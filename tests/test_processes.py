@@ -13,6 +13,8 @@ from chiasm.datasets.synthetic import write_hospital
 from chiasm.fusion import FusionModel
 from chiasm.fusion.processes import from_main_process, make_accelerator, share_weights
 
+from .process_counts import differences
+
 # A recipe like the demonstration's, whose processes leave a note of what they ended with.
 RECIPE = '''"""A synthetic hospital."""
 
@@ -110,6 +112,10 @@ def test_two_processes_train_one_model_after_the_other(hospital, tmp_path):
         "missingness.csv",
         "report.html",
     }
+
+
+def test_two_processes_train_what_one_trains_also_where_one_has_no_labs_or_no_patients(tmp_path):
+    assert differences(tmp_path, [2], sizes=[1, 2, 7], batches=[1, 3]) == []
 
 
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):

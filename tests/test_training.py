@@ -9,7 +9,7 @@ import pytest
 import torch
 from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
-from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, fit, predict, training
+from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, Ensemble, FusionModel, fit, predict, training
 from chiasm.fusion.training_samples import sample_hashes
 from torch.testing import assert_close
 from transformers import BertConfig
@@ -335,6 +335,17 @@ def test_on_start_is_called_once_all_was_found_in_order_and_before_anything_is_w
     with pytest.raises(InputError, match="other data or other settings"):
         fit(plan(), *halves, epochs=2, **settings)
     assert seen == [[]]
+
+
+@pytest.mark.parametrize("model", [None, "icu-model", Ensemble])
+def test_what_is_no_model_is_refused(halves, model):
+    with pytest.raises(InputError, match="expected a FusionModel"):
+        fit(model, *halves)
+
+
+def test_what_is_no_path_is_refused(halves, plan):
+    with pytest.raises(InputError, match="out is a int; expected a path"):
+        fit(plan(), *halves, out=3)
 
 
 def test_patients_in_both_parts_are_refused(patients, halves, plan):

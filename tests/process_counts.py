@@ -1,0 +1,114 @@
+"""One training by any number of processes: every number of patients, every batch size, the same losses and risks.
+
+By hand: `python -m tests.process_counts --processes 1 2 3 4 --patients 40 --batches 8`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from chiasm.datasets import Cohort, InputError
+from chiasm.encoders import LabAugmentation, LabEncoder, StaticEncoder
+from chiasm.fusion import ConcatenationFusion, FusionModel, fit, predict
+
+from .crashes import end
+from .workers import start
+
+Told = dict[str, tuple[float, list[float]] | str]
+"""By patients and batch size: the training losses' mean, and the risks; or why nothing was trained."""
+
+
+def ward(patients: int) -> Cohort:
+    """So many patients; one in three has no labs, and a batch may have none."""
+    numbers = np.arange(patients)
+    now = pd.Timestamp("2024-03-01 12:00")
+    outcomes = pd.DataFrame({"subject_id": numbers, "prediction_time": now, "days": np.sin(numbers) * 3 + 5})
+    measured = numbers[numbers % 3 > 0].repeat(4)
+    labs = pd.DataFrame(
+        {
+            "subject_id": measured,
+            "time": now - pd.to_timedelta(np.tile([1.0, 3.0, 9.0, 30.0], len(measured) // 4), "h"),
+            "code": np.tile(["lactate", "urea", "lactate", "urea"], len(measured) // 4),
+            "value": np.cos(np.arange(len(measured))) + 3,
+        }
+    )
+    static = pd.DataFrame({"subject_id": numbers, "age": 40.0 + numbers})
+    return Cohort(outcomes=outcomes, labs=labs, static=static)
+
+
+def train_all(sizes: Sequence[int], batches: Sequence[int], told: Path) -> None:
+    """Train on every number of patients with every batch size, in one program; each process tells what it got."""
+    results: Told = {}
+    for patients in sizes:
+        cohort = ward(patients)
+        for batch in batches:
+            # Nothing is drawn at random in training, so that all that may differ is who computes what.
+            model = FusionModel(
+                labs=LabEncoder(8, rare=1, dropout=0, summary_dropout=0, augmentation=LabAugmentation(dropped=0)),
+                static=StaticEncoder(8, dropout=0),
+                fusion=ConcatenationFusion(8, dropout=0),
+                outcomes=cohort.outcome_kinds,
+                modality_dropout=0,
+            )
+            settings = {"epochs": 2, "batch_size": batch, "optimizer": "sgd", "learning_rate": 0.01, "average": 0}
+            try:
+                history = fit(model, cohort, progress=False, **settings)
+            except InputError as error:
+                results[f"{patients}/{batch}"] = str(error)
+                continue
+            risks = predict(model, cohort)
+            assert not risks.duplicated(["subject_id", "prediction_time"]).any()
+            assert len(risks) == patients
+            losses = [record["train_loss"] for record in history.epochs]
+            results[f"{patients}/{batch}"] = (float(np.mean(losses)), risks["risk"].tolist())
+    (told / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(results))
+
+
+def differences(folder: Path, processes: Sequence[int], sizes: Sequence[int], batches: Sequence[int]) -> list[str]:
+    """What was not as with one process; relative differences of losses and of risks of more than 1e-5 count."""
+    wrong: list[str] = []
+    told: dict[int, list[Told]] = {}
+    for count in (1, *processes):
+        place = folder / str(count)
+        place.mkdir(exist_ok=True)
+        codes = end(start(train_all, sizes, batches, place, processes=count, said=place / "said"), patience=1800)
+        if set(codes) != {0}:
+            said = (place / "said" / "0.txt").read_text()[-500:]
+            return [f"{count} processes ended with {codes}: {said}"]
+        told[count] = [json.loads((place / f"{rank}.json").read_text()) for rank in range(count)]
+    expected = told[1][0]
+    for count, ranks in told.items():
+        for rank, own in enumerate(ranks):
+            for case, result in own.items():
+                same = result == expected[case] or (
+                    not isinstance(result, str)
+                    and np.allclose(result[0], expected[case][0], rtol=1e-5, atol=0)
+                    and np.allclose(result[1], expected[case][1], rtol=1e-5, atol=0)
+                )
+                wrong += [] if same else [f"{count} processes, process {rank}, patients/batch {case}"]
+    return wrong
+
+
+def main() -> None:
+    """The long form."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3, 4])
+    asked.add_argument("--patients", type=int, default=40, help="every number up to this")
+    asked.add_argument("--batches", type=int, default=8, help="every size up to this")
+    given = asked.parse_args()
+    sizes, batches = range(1, given.patients + 1), range(1, given.batches + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = differences(Path(folder), given.processes, sizes, batches)
+    cases = len(sizes) * len(batches)
+    print("\n".join([*wrong, f"{cases} cases by {given.processes} processes: {len(wrong)} differ from one process"]))
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
