@@ -1,0 +1,528 @@
+"""What chiasm costs beside a bare hand-written PyTorch loop: a step, a prediction, memory, a cold command.
+
+    python tests/benchmarks/bench_step.py train                  # steps in turn, and where the time of one goes
+    python tests/benchmarks/bench_step.py predict                # all patients, and one alone, warm
+    python tests/benchmarks/bench_step.py memory                 # resident memory of both, and with more patients
+    python tests/benchmarks/bench_step.py cold                   # from the command to the first risk
+    python tests/benchmarks/bench_step.py variants               # the bare loop in other precisions and layouts
+    python tests/benchmarks/bench_step.py gpu                    # the large workload, where there is a GPU
+
+The workload: 2,000 patients of one image of 128 x 128 (ResNet-18), a series of 48 hours (GRU of 128) and a note of
+up to 128 tokens (BERT of 4 layers, width 256); a cross-attention head of width 256; batches of 32 in fp32. Both sides
+see the same batches in turn. Numbers are medians of processor and of wall seconds; others may use the machine, so
+that ratios of neighbours count, not seconds.
+
+The bare loop (`BareModel`) runs the same networks, a head of the same size, the same loss, clipping and fused AdamW,
+on channels-last images, over tensors that are ready: series lie on their grid with all features computed. It knows
+every modality of every patient to be there. It does not do what chiasm does besides: make the grid and the summary
+of a series from events, mark tokens by their time, withhold modalities, learn from each modality alone, average
+weights, check that losses are finite. Augmentation is off on both sides, dropout is on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from chiasm.datasets import Cohort
+from chiasm.datasets.prepared import BucketedBatches, PreparedSamples
+from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder
+from chiasm.encoders.augmentation import LabAugmentation
+from chiasm.encoders.lab_grid import lab_grid, step_features
+from chiasm.encoders.lab_summary import summary_table
+from chiasm.fusion import CrossAttentionFusion, FusionModel
+from chiasm.fusion.inference import infer
+from chiasm.fusion.learning import MovingAverage, make_optimizer
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+NOW = pd.Timestamp("2030-01-01")
+SMALL = {"size": 128, "network": "resnet18", "layers": 4, "bert": 256, "batch": 32}
+LARGE = {"size": 224, "network": "resnet50", "layers": 12, "bert": 768, "batch": 256}
+CODES, EVENTS, WIDTH, TOKENS = 37, 300, 256, 128
+
+
+def draw_cohort(folder: Path, patients: int, size: int) -> Cohort:
+    """Noise in the shape of patients, with images as files."""
+    random = np.random.default_rng(0)
+    people = np.arange(patients)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for k in people:
+        path = folder / "images" / f"{k}.png"
+        if not path.exists():
+            Image.fromarray(random.integers(0, 256, (size, size), np.uint8)).save(path, compress_level=0)
+    words = np.array(["".join(random.choice(list("aeioulmnrst"), 5)) for _ in range(1500)])
+    lengths = random.integers(20, 90, patients)
+    who = np.repeat(people, EVENTS)
+    hours = pd.to_timedelta(random.uniform(0, 48, len(who)), unit="h")
+    codes = [f"code {i}" for i in range(CODES)]
+    labs = {"subject_id": who, "time": NOW - hours, "value": random.normal(100, 10, len(who))}
+    labs["code"] = pd.Categorical.from_codes(random.integers(0, CODES, len(who)), codes)
+    same = {"subject_id": people, "time": NOW - pd.Timedelta("1h")}
+    return Cohort(
+        pd.DataFrame({"subject_id": people, "prediction_time": NOW, "died": people % 2}),
+        labs=pd.DataFrame(labs),
+        notes=pd.DataFrame(same | {"text": [" ".join(random.choice(words, n)) for n in lengths]}),
+        images=pd.DataFrame(same | {"path": [str(folder / "images" / f"{k}.png") for k in people]}),
+    ).with_store(folder / "store")
+
+
+def chiasm_model(cohort: Cohort, work: dict) -> FusionModel:
+    from transformers import BertConfig
+
+    model = FusionModel(
+        image=ImageEncoder(work["network"], size=work["size"], augment=False),
+        labs=LabEncoder(128, augmentation=LabAugmentation(dropped=0.0)),
+        notes=NoteEncoder(bert_config(BertConfig, work), length=TOKENS, word_dropout=0.0),
+        fusion=CrossAttentionFusion(WIDTH),
+        outcomes=cohort.outcome_kinds,
+    )
+    model.build(cohort)
+    return model
+
+
+def bert_config(kind: type, work: dict) -> object:
+    width = work["bert"]
+    return kind(
+        vocab_size=8000,
+        hidden_size=width,
+        num_hidden_layers=work["layers"],
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        max_position_embeddings=TOKENS,
+    )
+
+
+class BareBlock(nn.Module):
+    """Queries read tokens, talk, think."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(3)])
+        self.ask, self.tell, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.talk, self.talked = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.think = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Dropout(0.1), nn.Linear(4 * WIDTH, WIDTH))
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, state: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        read = attend(self.ask(self.norms[0](state)), *self.tell(tokens).chunk(2, -1), mask)
+        state = state + self.drop(self.out(read))
+        state = state + self.drop(self.talked(attend(*self.talk(self.norms[1](state)).chunk(3, -1), None)))
+        return state + self.drop(self.think(self.norms[2](state)))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (x.unflatten(-1, (8, -1)).transpose(1, 2) for x in (q, k, v))
+    mask = None if mask is None else mask[:, None, None]
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class BareModel(nn.Module):
+    """The same networks and a cross-attention head, as one would write them for this workload alone."""
+
+    def __init__(self, model: FusionModel, work: dict, layout: torch.memory_format = torch.channels_last) -> None:
+        super().__init__()
+        import timm
+        from transformers import BertConfig, BertModel
+
+        labs, notes = model.encoders["labs"], model.encoders["notes"]
+        image = timm.create_model(work["network"], in_chans=1, num_classes=0, global_pool="")
+        self.image, self.layout = image.to(memory_format=layout), layout
+        config = bert_config(BertConfig, work)
+        config.vocab_size = notes.transformer.config.vocab_size
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.enter = nn.Sequential(nn.Linear(3 * CODES + 2, 128), nn.LayerNorm(128), nn.Dropout(0.2))
+        self.gru = nn.GRU(128, 128, batch_first=True)
+        self.summary = nn.Sequential(
+            nn.Dropout(0.5), nn.Linear(labs.bend.features, 128), nn.GELU(), nn.Dropout(0.2), nn.Linear(128, 128)
+        )
+        widths = (image.num_features, 128, work["bert"])
+        self.project, self.gist = (
+            nn.ModuleList([nn.Sequential(nn.LayerNorm(own), nn.Linear(own, WIDTH)) for own in widths]) for _ in "pg"
+        )
+        self.kind = nn.Parameter(0.02 * torch.randn(3, WIDTH))
+        self.queries = nn.Parameter(0.02 * torch.randn(5, WIDTH))
+        self.start = nn.Linear(3 * WIDTH, WIDTH)
+        self.norm, self.blocks = nn.LayerNorm(WIDTH), nn.ModuleList([BareBlock(), BareBlock()])
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        pixels = (batch["pixels"].float() / 255 - 0.5) / 0.25
+        cells = functional.adaptive_avg_pool2d(
+            self.image.forward_features(pixels.contiguous(memory_format=self.layout)), 4
+        )
+        real = torch.arange(batch["tokens"].shape[1], device=pixels.device) < batch["length"][:, None]
+        parts = [
+            cells.flatten(2).transpose(1, 2),
+            self.gru(self.enter(batch["steps"]))[0],
+            self.bert(input_ids=batch["tokens"], attention_mask=real.long()).last_hidden_state,
+        ]
+        some = torch.ones(parts[0].shape[:2], dtype=torch.bool, device=pixels.device)
+        masks = [some, batch["real"], real]
+        note = (parts[2] * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        gists = (parts[0].mean(1), self.summary(batch["summary"]), note)
+        gists = [gist(own) for gist, own in zip(self.gist, gists, strict=True)]
+        tokens = [own(part) + self.kind[k] for k, (own, part) in enumerate(zip(self.project, parts, strict=True))]
+        sequence, mask = self.norm(torch.cat([*tokens, torch.stack(gists, 1)], 1)), torch.cat([*masks, some[:, :3]], 1)
+        state = self.queries + self.start(torch.cat(gists, -1))[:, None]
+        for block in self.blocks:
+            state = block(state, sequence, mask)
+        return self.head(state[:, 0].float())[:, 0]
+
+
+@torch.no_grad()
+def ready(samples: PreparedSamples, positions: list[int], model: FusionModel) -> dict[str, Tensor]:
+    """A batch as the bare loop wants it: nothing is left to compute."""
+    batch, labs = samples[positions], model.encoders["labs"]
+    part = batch.parts["labs"]
+    grid = lab_grid(part, len(positions), labs.codes)
+    return {
+        "pixels": batch.parts["image"].pixels,
+        "steps": step_features(grid),
+        "real": grid.real,
+        "summary": labs.bend(summary_table(grid, part)),
+        "tokens": batch.parts["notes"].tokens,
+        "length": batch.parts["notes"].length,
+        "died": batch.outcomes[:, 0],
+    }
+
+
+class Clock:
+    """Processor and wall seconds of what is named."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.process_time(), time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.spent[name].append((time.process_time() - began[0], time.perf_counter() - began[1]))
+
+    def median(self, name: str, column: int = 0) -> float:
+        return statistics.median(own[column] for own in self.spent[name])
+
+    def ratio(self, ours: str, theirs: str) -> str:
+        """Of neighbours: how much of the rate of theirs ours has."""
+        told = []
+        for column, kind in enumerate(("processor", "wall")):
+            pairs = zip(self.spent[ours], self.spent[theirs], strict=True)
+            told.append(f"{statistics.median(b[column] / a[column] for a, b in pairs):.3f} by {kind} time")
+        return ", ".join(told)
+
+
+Step = Callable[[list[int]], None]
+
+
+def chiasm_step(model: FusionModel, samples: PreparedSamples, clock: Clock) -> Step:
+    """What `fit` does in a step, by its own parts."""
+    rule, averaged = make_optimizer(model, "adamw", 1e-3, 0.01), MovingAverage(model, 0.98)
+    weights = list(model.parameters())
+    model.train()
+
+    def step(positions: list[int]) -> None:
+        with clock("data"):
+            batch = samples[positions]
+        with clock("forward"):
+            loss, labels = model.loss(model(batch), batch)
+            if not loss.isfinite():
+                raise SystemExit("The loss is not finite.")
+        with clock("backward"):
+            (loss / labels).backward()
+        with clock("optimizer"):
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            rule.step()
+            rule.zero_grad()
+        with clock("rest"):
+            averaged.update()
+
+    return step
+
+
+def bare_step(bare: BareModel, autocast: bool = False) -> Callable[[dict[str, Tensor]], None]:
+    decays = [[own for own in bare.parameters() if (own.ndim > 1) is matrix] for matrix in (True, False)]
+    groups = [{"params": decays[0], "weight_decay": 0.01}, {"params": decays[1], "weight_decay": 0.0}]
+    rule, weights = torch.optim.AdamW(groups, lr=1e-3, fused=True), list(bare.parameters())
+    bare.train()
+
+    def step(batch: dict[str, Tensor]) -> None:
+        with torch.autocast(batch["pixels"].device.type, torch.bfloat16, enabled=autocast):
+            logits = bare(batch)
+        functional.binary_cross_entropy_with_logits(logits, batch["died"]).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        rule.step()
+        rule.zero_grad()
+
+    return step
+
+
+def train(samples: PreparedSamples, model: FusionModel, steps: int) -> None:
+    clock, bare = Clock(), BareModel(model, SMALL)
+    ours, theirs = chiasm_step(model, samples, clock), bare_step(bare)
+    sizes = [sum(own.numel() for own in one.parameters()) / 1e6 for one in (model, bare)]
+    print(f"weights: chiasm {sizes[0]:.2f} million, bare {sizes[1]:.2f} million")
+    batches = list(BucketedBatches(samples.sizes, SMALL["batch"]))[: steps + 2]
+    for number, positions in enumerate(batches):
+        own = ready(samples, positions, model)
+        # Who goes first changes, as what goes second finds warm caches or a hot processor.
+        for side in ("chiasm", "bare") if number % 2 else ("bare", "chiasm"):
+            with clock(side):
+                ours(positions) if side == "chiasm" else theirs(own)
+        if number == 1:
+            clock.spent.clear()
+    told = [f"{name} {clock.median(name):.3f} s (wall {clock.median(name, 1):.3f})" for name in ("chiasm", "bare")]
+    print(f"one step of {SMALL['batch']}, median of {steps}: {', '.join(told)}")
+    print(f"chiasm has of the bare loop's rate: {clock.ratio('chiasm', 'bare')}")
+    whole = sum(clock.median(name) for name in ("data", "forward", "backward", "optimizer", "rest"))
+    for name in ("data", "forward", "backward", "optimizer", "rest"):
+        print(f"  {name:9} {1000 * clock.median(name):7.1f} ms, {clock.median(name) / whole:5.1%}")
+
+
+def predict(samples: PreparedSamples, model: FusionModel, patients: int) -> None:
+    clock, bare = Clock(), BareModel(model, SMALL).eval()
+    model.eval()
+    chosen = list(BucketedBatches(samples.sizes[:patients], 64, shuffle=False))
+    for name, batches in (("all", chosen), ("one", [[k] for k in range(40)])):
+        for number, positions in enumerate(batches):
+            own = ready(samples, positions, model)
+            with clock(f"bare, {name}"), torch.inference_mode():
+                bare(own).sigmoid().numpy()
+            part = _taken(samples, positions)
+            with clock(f"chiasm, {name}"):
+                infer(model, part)
+            if name == "one" and number == 9:
+                clock.spent[f"bare, {name}"].clear(), clock.spent[f"chiasm, {name}"].clear()
+        spent = [1000 * clock.median(f"{side}, {name}") for side in ("chiasm", "bare")]
+        what = f"{patients} patients, a batch of 64" if name == "all" else "one patient, warm"
+        print(f"{what}: chiasm {spent[0]:.1f} ms, bare {spent[1]:.1f} ms; times {spent[0] / spent[1]:.2f};", end=" ")
+        print("chiasm has of the bare rate", clock.ratio(f"chiasm, {name}", f"bare, {name}"))
+
+
+def _taken(samples: PreparedSamples, positions: list[int]) -> PreparedSamples:
+    """Some of the samples, over the same arrays."""
+    from dataclasses import replace
+
+    from chiasm.datasets.prepared import Packed
+
+    def cut(packed: Packed) -> Packed:
+        rows = [np.arange(packed.offsets[k], packed.offsets[k + 1]) for k in positions]
+        entry = np.concatenate(rows)
+        entries = {name: own[entry] for name, own in packed.entries.items()}
+        offsets = np.concatenate([[0], np.cumsum([len(own) for own in rows])])
+        return replace(packed, offsets=offsets, rows=packed.rows[entry], hours=packed.hours[entry], entries=entries)
+
+    parts = {name: cut(packed) for name, packed in samples.parts.items()}
+    labels = {"outcomes": samples.outcomes[positions], "known": samples.known[positions]}
+    return replace(samples, keys=samples.keys.iloc[positions], parts=parts, **labels)
+
+
+def variants(samples: PreparedSamples, model: FusionModel, steps: int) -> None:
+    """What layout, buckets and bf16 give a bare loop on this processor."""
+    plain = np.arange(len(samples))
+    kinds = {
+        "fp32, channels-last, by length": (torch.channels_last, False, samples.parts["notes"].arrays["length"]),
+        "fp32, channels-last": (torch.channels_last, False, None),
+        "fp32": (torch.contiguous_format, False, None),
+        "bf16, channels-last, by length": (torch.channels_last, True, samples.parts["notes"].arrays["length"]),
+    }
+    clock, runs = Clock(), {}
+    for name, (layout, half, lengths) in kinds.items():
+        order = plain if lengths is None else np.argsort(lengths, kind="stable")
+        batches = order[: len(order) // 32 * 32].reshape(-1, 32)
+        chosen = batches[np.linspace(0, len(batches) - 1, steps + 1).astype(int)]
+        runs[name] = bare_step(BareModel(model, SMALL, layout), half), chosen
+    for number in range(steps + 1):
+        for name, (step, chosen) in runs.items():
+            # Without these instructions bf16 takes many times as long: once tells enough.
+            if name.startswith("bf16") and number > 1:
+                continue
+            own = ready(samples, chosen[number].tolist(), model)
+            with clock(name):
+                step(own)
+        if not number:
+            clock.spent.clear()
+    for name in kinds:
+        print(f"bare loop, {name}: {clock.median(name):.3f} s a step; {32 / clock.median(name):.1f} samples a second")
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Resident memory of both sides after some steps, each in a process of its own."""
+    told = {}
+    few, many = arguments.patients, 4 * arguments.patients
+    for side, patients in (("bare", few), ("chiasm", few), ("chiasm", many)):
+        own = {}
+        # Once to fill the store, whose making does not count.
+        for turn in ("fill", side):
+            command = [sys.executable, __file__, "side", "--patients", str(patients), "--side", turn]
+            command += ["--folder", str(arguments.folder), "--threads", str(arguments.threads)]
+            own = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        told[side, patients] = own
+        told_own = f"{own['own']:.0f} MB of its own, {own['cache']:.0f} MB of files"
+        print(f"{side}, {patients} patients: {told_own}", flush=True)
+    print(f"chiasm less bare: {told['chiasm', few]['own'] - told['bare', few]['own']:+.0f} MB")
+    print(f"{many} patients less {few}: {told['chiasm', many]['own'] - told['chiasm', few]['own']:+.0f} MB")
+
+
+def side_of(side: str, folder: Path, patients: int) -> None:
+    """One side alone, for `memory`: six steps, and what is resident."""
+    if side == "fill":
+        cohort = draw_cohort(folder / str(patients), patients, SMALL["size"])
+        model = chiasm_model(cohort, SMALL)
+        samples = model.read(cohort, labelled=True)
+        model.save(folder / f"model-{patients}")
+        batches = [ready(samples, own, model) for own in list(BucketedBatches(samples.sizes, 32))[:6]]
+        named = {f"{k} {name}": own.contiguous() for k, batch in enumerate(batches) for name, own in batch.items()}
+        save_file(named, folder / f"ready-{patients}.safetensors")
+        print("{}")
+        return
+    model = FusionModel.load(folder / f"model-{patients}")
+    if side == "bare":
+        step = bare_step(BareModel(model, SMALL))
+        del model
+        chosen = [{} for _ in range(6)]
+        for name, own in load_file(folder / f"ready-{patients}.safetensors").items():
+            chosen[int(name.split()[0])][name.split()[1]] = own
+    else:
+        cohort = draw_cohort(folder / str(patients), patients, SMALL["size"])
+        samples = model.read(cohort, labelled=True)
+        step, chosen = chiasm_step(model, samples, Clock()), list(BucketedBatches(samples.sizes, 32))[:6]
+        del cohort
+    for own in chosen:
+        step(own)
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Rss")}
+    print(json.dumps({"own": sizes["RssAnon"], "cache": sizes["RssFile"]}))
+
+
+def cold(folder: Path) -> None:
+    """From the command to the first risk, of a run of the demonstration on 60 patients."""
+    from chiasm.datasets.synthetic import write_hospital
+
+    data, run = folder / "hospital", folder / "run"
+    chiasm = [sys.executable, "-m", "chiasm.recipes"]
+    if not (run / "model").exists():
+        write_hospital(data, patients=60, seed=0)
+        train = [*chiasm, "train", "demo", "--data", str(data), "--out", str(run), "--set", "epochs=1"]
+        subprocess.run(train, check=True, capture_output=True)
+    one = folder / "one"
+    Cohort.read(data).keep(np.arange(60) < 1, why="first").write(one) if not one.exists() else None
+    command = [*chiasm, "predict", str(run), "--data", str(one), "--out", str(folder / "risks.csv")]
+    spent = []
+    for _ in range(5):
+        before, began = os.times(), time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        after = os.times()
+        used = sum(getattr(after, name) - getattr(before, name) for name in ("children_user", "children_system"))
+        spent.append((time.perf_counter() - began, used))
+    wall, used = (statistics.median(own) for own in zip(*spent, strict=True))
+    print(f"chiasm predict, cold, one patient: {wall:.1f} s of wall time, {used:.1f} s of processor time, median of 5")
+
+
+def gpu(folder: Path, steps: int) -> None:
+    """The large workload in bf16: rate, share of the measured matrix rate, idle time, and the loader's rate."""
+    if not torch.cuda.is_available():
+        print("There is no GPU here, so the large workload (224 px, ResNet-50, BERT of 12 layers, batch 256, bf16) was")
+        print("not measured: no samples a second, no share of the matrix rate, no idle time can be told.")
+        return
+    from torch.profiler import ProfilerActivity, profile
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = torch.device("cuda")
+    cohort = draw_cohort(folder, 1024, LARGE["size"])
+    model = chiasm_model(cohort, LARGE)
+    samples = model.read(cohort, labelled=True)
+    model.to(device).train()
+    from chiasm.fusion.inference import to_device
+
+    square = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    matrix_rate = 2 * 8192**3 / _seconds(lambda: square @ square)
+    batches = [own for own in BucketedBatches(samples.sizes, LARGE["batch"]) if len(own) == LARGE["batch"]]
+    loader_rate = LARGE["batch"] / _seconds(lambda: samples[batches[0]])
+    rule, averaged = make_optimizer(model, "adamw", 1e-4, 0.01), MovingAverage(model, 0.98)
+
+    def step() -> None:
+        batch = to_device(samples[batches[0]], device)
+        with torch.autocast("cuda", torch.bfloat16):
+            risk = model(batch)
+        loss, labels = model.loss(risk, batch)
+        (loss / labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        rule.step()
+        rule.zero_grad()
+        averaged.update()
+
+    step()
+    with FlopCounterMode(display=False) as flops:
+        step()
+    seconds = _seconds(step, steps)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        began = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        whole = time.perf_counter() - began
+    busy = sum(one.self_device_time_total for one in seen.key_averages()) / 1e6
+    print(f"{torch.cuda.get_device_name()}: {LARGE['batch'] / seconds:.0f} samples a second in bf16, from the store")
+    print(f"share of the measured matrix rate ({matrix_rate / 1e12:.0f} TFLOP/s):", end=" ")
+    print(f"{flops.get_total_flops() / seconds / matrix_rate:.1%}; idle in a step: {max(0.0, 1 - busy / whole):.1%}")
+    print(f"the loader alone, one process: {loader_rate:.0f} samples a second")
+
+
+def _seconds(work: Callable[[], object], times: int = 10) -> float:
+    """Median wall seconds, the device's work included."""
+    clock = Clock()
+    for _ in range(times + 2):
+        with clock("work"):
+            work()
+    return statistics.median(own[1] for own in clock.spent["work"][2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "predict", "variants", "memory", "side", "cold", "gpu"))
+    parser.add_argument("--patients", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="kept, so that the workload is not made again")
+    parser.add_argument("--side", choices=("fill", "bare", "chiasm"), help="used by memory")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        given.folder = given.folder or Path(scratch)
+        if given.what == "memory":
+            memory(given)
+        elif given.what == "side":
+            side_of(given.side, given.folder, given.patients)
+        elif given.what == "cold":
+            cold(given.folder)
+        elif given.what == "gpu":
+            gpu(given.folder, given.steps)
+        else:
+            cohort = draw_cohort(given.folder / str(given.patients), given.patients, SMALL["size"])
+            model = chiasm_model(cohort, SMALL)
+            samples = model.read(cohort, labelled=True)
+            if given.what == "predict":
+                predict(samples, model, given.patients)
+            else:
+                {"train": train, "variants": variants}[given.what](samples, model, given.steps)
+
+
+if __name__ == "__main__":
+    main()
