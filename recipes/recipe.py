@@ -32,8 +32,9 @@ BUILT_IN = {
 }
 PARTS = ("CARD", "Settings", "read", "divide", "model", "training")
 """What a recipe has. It may also have `patients`, where not all to predict for are among those it is
-trained and evaluated on; and, where patients are few, `VARIANTS` and `sources`, which are scored by
-cross-validation with the settings `folds` and `repeats`."""
+trained and evaluated on; `SEARCHED`, what `chiasm tune` may choose settings from; and, where patients
+are few, `VARIANTS` and `sources`, which are scored by cross-validation with the settings `folds` and
+`repeats`."""
 _OF_A_RECIPE = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError),
     *(RuntimeError, TypeError, ValueError),

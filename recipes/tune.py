@@ -178,8 +178,7 @@ def _finish(search: Search, study: Study, out: Path, data: Path, say: Say) -> Pa
     from .best_recipe import ranked, ranked_table, unwritten
 
     best = ranked(study)
-    if not best:
-        raise InputError(f"None of {search.trials} trials could be trained on all folds. {out / TABLE} tells why.")
+    assert best, "the first trial is trained on all folds, or ends the search"
     say("\n" + ranked_table(best, search, _SHOWN))
     say(
         f"\nTrial {best[0].number} is best, and flattered by being the best of {len(study.standing)}: chiasm evaluate "

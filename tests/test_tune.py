@@ -1,6 +1,7 @@
 """Searches: what is tried, on whom, what is kept when a search is stopped, and the recipe that comes of it."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -244,13 +245,35 @@ def test_without_a_binary_outcome_the_score_is_the_loss_and_lower_is_better(reci
 
 
 def test_a_fold_with_outcomes_of_one_kind_is_refused(recipe, tmp_path, capsys):
-    # One patient of the other kind among many who are unknown: no fold can have both kinds.
-    died = np.where(np.arange(80) < 2, 1, 0).astype(object)
-    died[2:6] = ""
-    tables = write_tables(tmp_path / "rare", died=died)
+    # Where an outcome is unknown, folds are not balanced by it.
+    died = np.arange(80).astype(object) % 2
+    died[:4] = ""
+    own = load_recipe(str(recipe))
+    cohort = development(own, write_tables(tmp_path / "some", died=died), searched_settings(own))
+    first = next(cohort.folds(2, seed=0))[1].outcomes["subject_id"].astype(int)
+    died[first[first > 4] - 1] = 0
+    tables = write_tables(tmp_path / "none", died=died)
     assert chiasm("tune", recipe, "--data", tables, "--out", tmp_path / "tuned", "--trials", 1, *FEW) == 2
-    told = one_line(capsys)
-    assert "of a fold have no outcome of both kinds" in told or "does not vary among the training patients" in told
+    assert "The 30 patients of a fold have no outcome of both kinds, so it has no AUROC" in one_line(capsys)
+
+
+def test_a_recipe_scored_by_cross_validation_is_told_that_its_patients_are_searched_on(tables, tmp_path, capsys):
+    path = tmp_path / "validated.py"
+    more = 'VARIANTS = {"all": {}}\n\n\ndef sources(data, cohort):\n    return {}\n'
+    path.write_text(RECIPE.replace("    seed:", "    folds: int = 2\n    repeats: int = 1\n    seed:") + more)
+    assert chiasm("tune", path, "--data", tables, "--out", tmp_path / "tuned", "--trials", 1, *FEW) == 0
+    assert "with the settings found that score will be too good" in capsys.readouterr().out
+    assert load_recipe(str(tmp_path / "tuned" / "best.py")).is_cross_validated
+
+
+def test_a_setting_that_no_recipe_file_can_hold_is_named_to_be_given_again(tables, tmp_path, capsys):
+    path = tmp_path / "own.py"
+    held = RECIPE.replace('    note: str = ""', '    note: Path = Path(".")')
+    path.write_text(held.replace("import dataclass\n", "import dataclass\nfrom pathlib import Path\n"))
+    out = tmp_path / "tuned"
+    assert chiasm("tune", path, "--data", tables, "--out", out, "--trials", 1, "--set", "note=/a/b", *FEW) == 0
+    assert "--out RUN --set note=..." in capsys.readouterr().out
+    assert "note" not in (out / "best.py").read_text()
 
 
 # Stopping and going on
@@ -282,8 +305,6 @@ def test_a_stopped_search_goes_on_to_what_it_would_have_been(recipe, tables, sea
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_process_that_is_killed_leaves_its_trial_to_the_others(recipe, tables, tmp_path, monkeypatch):
-    import multiprocessing
-
     monkeypatch.setattr(search_workers, "PAUSE_S", 0.05)
     # Starting them anew imports all of torch in each.
     monkeypatch.setattr(search_workers, "START", "fork")
@@ -301,6 +322,26 @@ def test_a_process_that_is_killed_leaves_its_trial_to_the_others(recipe, tables,
     finished = table[table["end"].isin(["done", "pruned", "untrainable"])]
     assert sorted(finished["trial"]) == list(range(1, 7))
     assert list(table["end"]).count("stopped") <= 1
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_where_all_processes_are_killed_or_one_finds_bad_input_the_search_says_so(
+    recipe, tables, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(search_workers, "PAUSE_S", 0.05)
+    monkeypatch.setattr(search_workers, "START", "fork")
+
+    def kill(line: object) -> None:
+        if "AUROC" in str(line) and "trial" in str(line):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+
+    settings = {"folds": 2, "jobs": 2, "trials": 50}
+    with pytest.raises(InputError, match=r"2 of 2 processes ended before the search did.* Give fewer --jobs"):
+        tune_recipe(str(recipe), tables, tmp_path / "killed", **settings, say=kill)
+    wild = ["learning_rate=1e29:1e30"]
+    with pytest.raises(InputError, match="not finite"):
+        tune_recipe(str(recipe), tables, tmp_path / "wild", **settings, ranges=wild, say=kill)
 
 
 def test_a_search_travels_to_another_process(recipe, tables):
