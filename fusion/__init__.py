@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .model import FusionModel
     from .recurrent import RecurrentFusion
     from .training import fit
+    from .training_samples import sample_hashes
 
 _HOME = {
     "BottleneckFusion": "bottleneck",
@@ -42,6 +43,7 @@ _HOME = {
     "fit_ensemble": "ensemble_training",
     "paired_difference": "evaluation",
     "predict": "inference",
+    "sample_hashes": "training_samples",
 }
 __all__ = [
     "BottleneckFusion",
@@ -62,6 +64,7 @@ __all__ = [
     "fit_ensemble",
     "paired_difference",
     "predict",
+    "sample_hashes",
 ]
 
 

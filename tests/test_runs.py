@@ -190,6 +190,44 @@ def test_a_run_that_goes_on_keeps_what_it_told_of_itself(run, recipe, tables):
     assert (run / "run.json").read_bytes() == before
 
 
+def test_a_run_folder_tells_all_that_is_needed_to_go_on(run, recipe, tables, tmp_path, capsys):
+    before = (run / "run.json").read_bytes()
+    assert chiasm("train", recipe, "--resume", run) == 0
+    assert "it goes on where it was stopped" in capsys.readouterr().out
+    assert (run / "run.json").read_bytes() == before
+    told = json.loads(before)
+    assert told["data"] == str(tables.resolve())
+    assert len(told["data_sha256"]) == 64
+    # Other data in their place are noticed.
+    others = write_tables(tmp_path / "others", first=1001)
+    assert chiasm("train", recipe, "--resume", run, "--data", others) == 2
+    assert "was trained on other patients" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--data", "x"], "RECIPE is missing. Give RECIPE, --data and --out; or --resume"),
+        (["demo", "--data", "x"], "--out is missing"),
+        (["--resume", "x", "--out", "y"], "--resume names a run that has its settings. Leave out --out and --set."),
+        (["--resume", "x"], "x is no run: it has no run.json"),
+    ],
+)
+def test_a_training_that_is_told_too_little_or_too_much_is_refused(tmp_path, monkeypatch, words, match, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert chiasm("train", *words) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_tell_its_data_asks_for_them(run, recipe, tmp_path, capsys):
+    told = json.loads((run / "run.json").read_text())
+    (tmp_path / "older").mkdir()
+    older = {name: value for name, value in told.items() if name not in ("data", "sha256")}
+    (tmp_path / "older" / "run.json").write_text(json.dumps(older))
+    assert chiasm("train", recipe, "--resume", tmp_path / "older") == 2
+    assert "does not tell where the data are. Give --data." in capsys.readouterr().err
+
+
 def test_a_run_that_ended_before_its_first_epoch_is_begun_anew(run, recipe, tmp_path):
     import shutil
 

@@ -146,7 +146,7 @@ def test_every_array_of_a_store_is_mapped(whole, tmp_path):
 
 def test_a_model_trains_to_the_same_weights_from_a_store_and_resumes_from_either(whole, tmp_path, small_model):
     from chiasm.fusion import fit
-    from chiasm.fusion.training import _fingerprint
+    from chiasm.fusion.training_samples import fingerprint_of
 
     weights = []
     for cohort in (whole, whole.with_store(tmp_path / "store")):
@@ -156,7 +156,7 @@ def test_a_model_trains_to_the_same_weights_from_a_store_and_resumes_from_either
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     fitted = readers(whole)
     both = (whole, whole.with_store(tmp_path / "store"))
-    prints = {_fingerprint(prepare(cohort, fitted), None, {}) for cohort in both}
+    prints = {fingerprint_of(prepare(cohort, fitted), None, {}) for cohort in both}
     assert len(prints) == 1
 
 

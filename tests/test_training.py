@@ -9,8 +9,16 @@ import pytest
 import torch
 from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
-from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, Ensemble, FusionModel, fit, predict, training
-from chiasm.fusion.training_samples import sample_hashes
+from chiasm.fusion import (
+    ConcatenationFusion,
+    CrossAttentionFusion,
+    Ensemble,
+    FusionModel,
+    fit,
+    predict,
+    sample_hashes,
+    training,
+)
 from torch.testing import assert_close
 from transformers import BertConfig
 
