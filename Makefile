@@ -10,8 +10,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/chiasm demo --out demo
 
+# Small networks are quicker tested side by side than by all processors one after the other.
 test: $(READY) lint
-	HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

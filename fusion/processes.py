@@ -23,8 +23,8 @@ PATIENCE = 1800.0
 """Seconds that a process waits for the others, unless it is told otherwise: PyTorch's own."""
 _GRACE = 5.0
 """Seconds in which a process ends by itself, with its own message, after another one has failed."""
-_PARTED = ("gloo", "closed by peer", "Connection reset", "Timed out waiting", "NCCL")
-"""Words in the message of a process that lost another one."""
+_PARTED = ("gloo", "closed by peer", "reset by peer", "timed out", "timeout", "nccl")
+"""Words in the message of a process that lost another one, in small letters."""
 _trainings = itertools.count()
 
 
@@ -57,7 +57,13 @@ def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
     # A rank whose batch lacks a modality leaves that encoder unused in the step.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     waiting = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
-    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused, waiting])
+    try:
+        accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[unused, waiting])
+    except torch.distributed.DistError as error:
+        raise InputError(
+            f"The {launched} processes did not find each other within {timeout:g} s. Start them together, with a "
+            "network between their machines, or wait longer."
+        ) from error
     if accelerator.num_processes != launched:
         raise InputError(
             f"A launcher started {launched} processes, and {accelerator.num_processes} train together, so each would "
@@ -138,7 +144,7 @@ def _first_cause(store: Store, key: str, process: int, error: BaseException) -> 
 
 
 def _is_parted(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _PARTED)
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PARTED)
 
 
 def _end_if_another_fails(store: Store, key: str, ended: threading.Event) -> None:

@@ -66,7 +66,7 @@ def misbehave(kind: str, data: Path, folder: Path) -> None:
         FusionModel.loss = loss
 
     training._update = update
-    train_run(data, folder, timeout=4)
+    train_run(data, folder, timeout=8)
 
 
 def outcome(kind: str, pair: Campaign, tmp_path: Path) -> tuple[list[int | None], list[str]]:

@@ -13,7 +13,9 @@ from chiasm.datasets.synthetic import write_hospital
 from chiasm.fusion import FusionModel
 from chiasm.fusion.processes import from_main_process, make_accelerator, share_weights
 
+from .crashes import end
 from .process_counts import differences
+from .workers import start
 
 # A recipe like the demonstration's, whose processes leave a note of what they ended with.
 RECIPE = '''"""A synthetic hospital."""
@@ -100,10 +102,22 @@ def test_two_processes_train_one_model_and_one_of_them_writes_it(hospital, tmp_p
     assert set(risks["subject_id"]) == set(samples["subject_id"])
 
 
+def command(environment: dict[str, str], *words: str) -> None:
+    """Run a command of chiasm in this process."""
+    from chiasm.recipes.__main__ import main
+
+    os.environ.update(environment)
+    sys.argv = ["chiasm", *words]
+    main()
+
+
 def test_two_processes_train_one_model_after_the_other(hospital, tmp_path):
-    small = ("--set", "epochs=1", "--set", "width=16", "--resamples", 0, "--heads", "concatenation")
-    where = ("--data", hospital, "--out", tmp_path / "out")
-    two_processes(tmp_path, "compare", tmp_path / "own.py", *where, *small, parts="labs static")
+    (tmp_path / "own.py").write_text(RECIPE)
+    small = ("--set", "epochs=1", "--set", "width=16", "--resamples", "0", "--heads", "concatenation")
+    where = (str(tmp_path / "own.py"), "--data", str(hospital), "--out", str(tmp_path / "out"))
+    environment = {"TOLD": str(tmp_path), "PARTS": "labs static"}
+    started = start(command, environment, "compare", *where, *small, processes=2, said=tmp_path / "said")
+    assert end(started) == [0, 0], (tmp_path / "said" / "0.txt").read_text()
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert list(table["model"])[:4] == ["fused", "labs alone", "static alone", "concatenation"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -129,3 +143,14 @@ def test_alone_a_process_decides_by_itself_and_keeps_its_weights():
     accelerator = make_accelerator()
     assert from_main_process(accelerator, lambda: 0.1) == 0.1
     share_weights(accelerator, None)
+
+
+def lonely() -> None:
+    """Wait for a second process that was never started."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    make_accelerator(timeout=1)
+
+
+def test_a_process_that_waits_in_vain_for_the_others_says_so(tmp_path):
+    assert end(start(lonely, said=tmp_path)) == [2]
+    assert "The 2 processes did not find each other within 1 s." in (tmp_path / "0.txt").read_text()

@@ -64,6 +64,8 @@ def _run(said: Path, environment: Mapping[str, str], work: Callable[..., None], 
     except (InputError, OSError) as error:
         print(f"chiasm: {error}", file=sys.stderr)
         code = 2
+    except SystemExit as ended:
+        code = ended.code
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     sys.exit(code)
