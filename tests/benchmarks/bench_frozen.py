@@ -60,7 +60,7 @@ def trained(
     for part in (train, valid):
         model.read(part)
     ends, note = [], training._end_epoch
-    training._end_epoch = lambda *given: (ends.append(time.process_time()), note(*given))[1]
+    training._end_epoch = lambda *given, **named: (ends.append(time.process_time()), note(*given, **named))[1]
     begins, train_epoch = [], training._train_epoch
     training._train_epoch = lambda *given: (begins.append(time.process_time()), train_epoch(*given))[1]
     began = time.process_time()
