@@ -250,6 +250,9 @@ def _clear_scratch(store: Path) -> None:
     clear_abandoned(store / "model", age=0)
     for scratch in (store / CHECKPOINTS).glob(".*"):
         shutil.rmtree(scratch)
+    for name in ("run.json", "history.jsonl", "skipped.jsonl"):
+        for scratch in store.glob(f".{'[0-9a-f]' * 8}-{name}"):
+            scratch.unlink()
 
 
 def _checkpoints(store: Path) -> list[Path]:

@@ -111,18 +111,19 @@ class EndingTogether:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._accelerator.num_processes == 1:
             return
+        lost = None
         try:
             if error is None:
                 self._accelerator.wait_for_everyone()
         except RuntimeError as parted:
-            error = parted
+            error = lost = parted
         finally:
             self._ended.set()
             self._watch.join()
         # Where all were asked to stop, all have stopped.
         if error is not None and not isinstance(error, Stopped):
             cause = _first_cause(self._store, self._key, self._accelerator.process_index, error)
-            if _is_parted(error):
+            if lost or _is_parted(error):
                 raise InputError(cause) from error
 
 

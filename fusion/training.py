@@ -220,9 +220,10 @@ def _train(loop: _Loop) -> None:
             loop.keeper.save(state)
             if accelerator.trackers:
                 accelerator.log(record, step=epoch + 1)
-            accelerator.wait_for_everyone()
-            if loop.stop.number:
-                raise Stopped(loop.stop.number)
+            # None ends before the main process has written; and all go on, or none: a signal may reach one alone.
+            asked = torch.tensor(float(loop.stop.number > 0), device=accelerator.device)
+            if accelerator.reduce(asked, "sum").item():
+                raise Stopped(loop.stop.number or SIGTERM)
     if loop.held_out and not math.isfinite(state.best_loss):
         raise InputError(
             f"The validation loss is not finite. Lower the learning rate (it is {settings.learning_rate:g})."
@@ -285,11 +286,12 @@ def _update(loop: _Loop, epoch: int, step: int, positions: list[int]) -> tuple[f
     finite = math.isfinite(loss) and (math.isfinite(length) or state.scaler.get_scale() > 1)
     if finite:
         state.scaler.step(state.rule)
-        state.scaler.update()
         state.schedule.step()
         state.averaged.update()
     else:
         _leave_out(loop, epoch, step, positions, statistics)
+    # After a batch that was left out too: gradients are unscaled once an update.
+    state.scaler.update()
     state.rule.zero_grad()
     return (loss, labels, stop > 0) if finite else (0.0, 0.0, stop > 0)
 

@@ -146,7 +146,8 @@ class Run:
             InputError: the folder holds something else, or a run of another recipe or other settings.
         """
         if not (self.folder / _RUN).is_file():
-            if self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
+            # What a kill left half-written has a name that begins with a dot.
+            if self.folder.is_file() or any(not path.name.startswith(".") for path in self.folder.glob("*")):
                 raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
             return None
         if not any((self.folder / name).exists() for name in _BEGUN):

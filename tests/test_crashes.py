@@ -39,10 +39,11 @@ def misbehave(kind: str, data: Path, folder: Path) -> None:
     from chiasm.fusion import FusionModel, training
 
     real, updates = training._update, []
+    validate = training._validation_loss
 
     def update(*given):
         updates.append(1)
-        if len(updates) == 3 and os.environ["RANK"] == "1":
+        if len(updates) == 3 and os.environ["RANK"] == "1" and "between epochs" not in kind:
             {"raises": raise_error, "is killed": kill, "sleeps": sleep, "gets a NaN": break_loss}[kind]()
         return real(*given)
 
@@ -65,7 +66,12 @@ def misbehave(kind: str, data: Path, folder: Path) -> None:
 
         FusionModel.loss = loss
 
-    training._update = update
+    def validation_loss(*given):
+        if kind == "is asked to stop between epochs" and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(*given)
+
+    training._update, training._validation_loss = update, validation_loss
     train_run(data, folder, timeout=8)
 
 
@@ -100,6 +106,11 @@ def test_a_nan_in_one_process_is_left_out_by_all_and_they_go_on_together(pair, t
     ended, said = outcome("gets a NaN", pair, tmp_path)
     assert ended == [0, 0], said
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 1
+
+
+def test_all_stop_where_one_process_alone_is_asked_to_between_two_epochs(pair, tmp_path):
+    ended, said = outcome("is asked to stop between epochs", pair, tmp_path)
+    assert ended == [128 + signal.SIGTERM] * 2, said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")

@@ -11,7 +11,7 @@ import pytest
 from chiasm.datasets import InputError
 from chiasm.datasets.synthetic import write_hospital
 from chiasm.fusion import FusionModel
-from chiasm.fusion.processes import from_main_process, make_accelerator, share_weights
+from chiasm.fusion.processes import EndingTogether, from_main_process, make_accelerator, share_weights
 
 from .crashes import end
 from .process_counts import differences
@@ -154,3 +154,19 @@ def lonely() -> None:
 def test_a_process_that_waits_in_vain_for_the_others_says_so(tmp_path):
     assert end(start(lonely, said=tmp_path)) == [2]
     assert "The 2 processes did not find each other within 1 s." in (tmp_path / "0.txt").read_text()
+
+
+def test_a_process_that_is_lost_at_the_end_is_told_in_whatever_words(monkeypatch):
+    import torch.distributed
+    from torch.distributed import distributed_c10d
+
+    class Two:
+        num_processes, process_index = 2, 0
+
+        def wait_for_everyone(self):
+            raise RuntimeError("the wire is cut")
+
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
+    with pytest.raises(InputError, match="Process 0 stopped: RuntimeError the wire is cut"), EndingTogether(Two()):
+        pass

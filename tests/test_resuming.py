@@ -330,6 +330,8 @@ def test_what_a_kill_left_half_written_is_cleared(halves, plan, run_folder, tmp_
     folder = shutil.copytree(run_folder, tmp_path / "run")
     for scratch in (folder / ".model-0123abcd", folder / "checkpoints" / ".00002-0000001-0123abcd"):
         scratch.mkdir()
+    for name in ("run.json", "history.jsonl", "skipped.jsonl"):
+        (folder / f".0123abcd-{name}").write_text("{")
     fit(plan(), *halves, epochs=2, out=folder, **SHORT)
     assert not list(folder.rglob(".*"))
 

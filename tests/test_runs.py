@@ -239,6 +239,13 @@ def test_a_run_that_ended_before_its_first_epoch_is_begun_anew(run, recipe, tmp_
     assert (run / "run.json").read_bytes() != before
 
 
+def test_a_run_that_was_killed_while_it_first_told_of_itself_is_begun_anew(recipe, tables, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".0123abcd-run.json").write_text("{")
+    assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "run") == 0
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 @pytest.mark.parametrize("setting", ["epochs=0", "seed=-1"])
 def test_a_refused_setting_leaves_nothing_behind(recipe, tables, tmp_path, setting, capsys):
     assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "run", "--set", setting) == 2

@@ -442,6 +442,13 @@ def test_a_batch_that_is_not_finite_is_left_out_and_named_and_leaves_nothing_beh
     assert json.loads((tmp_path / "skipped.jsonl").read_text()) == left_out
 
 
+def test_a_loss_that_is_not_finite_is_left_out_in_fp16_too(halves, plan, monkeypatch):
+    broken(monkeypatch, steps={1}, part="loss")
+    history = fit(plan(), *halves, epochs=2, batch_size=3, precision="fp16", **SHORT)
+    assert [(own["epoch"], own["step"]) for own in history.skipped] == [(1, 2)]
+    assert len(history.epochs) == 2
+
+
 def test_too_many_batches_that_are_not_finite_end_the_training(halves, plan, monkeypatch):
     broken(monkeypatch, steps={0, 1, 2}, part="loss")
     with pytest.raises(InputError, match=r"epoch 1, step 3\. 2 batches were left out for that before\. Lower the"):
