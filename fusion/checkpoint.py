@@ -36,8 +36,8 @@ class History:
     """A dictionary an epoch: `epoch`, `train_loss`, `valid_loss`, `learning_rate`, `seconds`."""
     best_epoch: int = 0
     skipped: list[dict[str, object]] = field(default_factory=list)
-    """A dictionary a batch that was left out, since its loss or gradient was not finite: `epoch`, `step`, and
-    `samples`, the salted hashes that `sample_hashes` gives."""
+    """A dictionary a batch that was left out, since its loss or gradient was not finite: `epoch`, `step`, `salt`
+    and `samples`, the hashes that `sample_hashes` gives with that salt."""
     salt: str = ""
     """With which samples were hashed."""
     remarks: tuple[str, ...] = ()
@@ -248,8 +248,8 @@ def _clear_scratch(store: Path) -> None:
     """Remove what kills have left half-written in a run's folder; only while no other process can write there."""
     restore_retired(store / "model")
     clear_abandoned(store / "model", age=0)
-    for scratch in (store / CHECKPOINTS).glob(".*"):
-        shutil.rmtree(scratch)
+    for scratch in (store / CHECKPOINTS).glob(".*-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
     for name in ("run.json", "history.jsonl", "skipped.jsonl"):
         for scratch in store.glob(f".{'[0-9a-f]' * 8}-{name}"):
             scratch.unlink()

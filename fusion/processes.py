@@ -64,6 +64,11 @@ def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
             f"The {launched} processes did not find each other within {timeout:g} s. Start them together, with a "
             "network between their machines, or wait longer."
         ) from error
+    if accelerator.mixed_precision != "no":
+        raise InputError(
+            f"The launcher asks for {accelerator.mixed_precision}, which would go before what fit is told. Launch with "
+            "--mixed_precision no, and give precision= to fit."
+        )
     if accelerator.num_processes != launched:
         raise InputError(
             f"A launcher started {launched} processes, and {accelerator.num_processes} train together, so each would "
@@ -122,17 +127,18 @@ class EndingTogether:
             self._watch.join()
         # Where all were asked to stop, all have stopped.
         if error is not None and not isinstance(error, Stopped):
-            cause = _first_cause(self._store, self._key, self._accelerator.process_index, error)
-            if lost or _is_parted(error):
+            parted = lost is not None or _is_parted(error)
+            cause = _first_cause(self._store, self._key, self._accelerator.process_index, error, parted=parted)
+            if parted:
                 raise InputError(cause) from error
 
 
-def _first_cause(store: Store, key: str, process: int, error: BaseException) -> str:
+def _first_cause(store: Store, key: str, process: int, error: BaseException, *, parted: bool) -> str:
     """Why the run ended: what the first process to fail said."""
     text = " ".join(str(error).split())
-    kind = "" if isinstance(error, InputError) else f"{type(error).__name__} "
-    own = f"Process {process} stopped: {kind}{text}"
-    if _is_parted(error):
+    # Only our own messages are known to name no patient.
+    own = f"Process {process} stopped: {text if isinstance(error, InputError) else type(error).__name__}"
+    if parted:
         own = (
             f"Process {process} lost another one, which was killed, or did not answer in time ({text[:200]}). "
             "The same command goes on from the last checkpoint."

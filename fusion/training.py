@@ -176,6 +176,9 @@ def fit(
                 model.load_state_dict(state.best)
                 model.eval()
                 model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
+            if store and accelerator.is_main_process and not (store / "model").exists():
+                # Of a run that was done before, and whose model was moved away.
+                model.save(store / "model")
     return state.history
 
 
@@ -302,8 +305,12 @@ def _leave_out(loop: _Loop, epoch: int, step: int, positions: list[int], statist
     Raises:
         InputError: there were too many.
     """
-    skipped, most = loop.state.history.skipped, loop.keeper.settings.skip
-    if len(skipped) >= most:
+    history, store, most = loop.state.history, loop.keeper.store, loop.keeper.settings.skip
+    samples = hashed_samples(loop.samples.keys.iloc[positions], history.salt)
+    history.skipped.append({"epoch": epoch + 1, "step": step + 1, "salt": history.salt, "samples": samples})
+    if store and loop.accelerator.is_main_process:
+        write_whole(store / "skipped.jsonl", "".join(json.dumps(batch) + "\n" for batch in history.skipped))
+    if len(history.skipped) > most:
         before = f" {most} batches were left out for that before." if most else ""
         raise InputError(
             f"The loss is not finite in epoch {epoch + 1}, step {step + 1}.{before} "
@@ -312,8 +319,6 @@ def _leave_out(loop: _Loop, epoch: int, step: int, positions: list[int], statist
     with torch.no_grad():
         for buffer, before in zip(loop.state.model.buffers(), statistics, strict=True):
             buffer.copy_(before)
-    samples = hashed_samples(loop.samples.keys.iloc[positions], loop.state.history.salt)
-    skipped.append({"epoch": epoch + 1, "step": step + 1, "samples": samples})
 
 
 def _set_up(
@@ -383,9 +388,6 @@ def _validation_loss(model: FusionModel, samples: Samples, batch_size: int, acce
 def _write_run(store: Path, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
     """Write the history so far, and after a better epoch the model."""
     write_whole(store / "history.jsonl", "".join(json.dumps(record) + "\n" for record in state.history.epochs))
-    if state.history.skipped:
-        told = "".join(json.dumps(batch) + "\n" for batch in state.history.skipped)
-        write_whole(store / "skipped.jsonl", told)
     if better:
         best = state.averaged.module
         best.thresholds_ = choose_thresholds(best, held_out) if held_out else {}

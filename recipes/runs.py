@@ -146,8 +146,13 @@ class Run:
             InputError: the folder holds something else, or a run of another recipe or other settings.
         """
         if not (self.folder / _RUN).is_file():
-            # What a kill left half-written has a name that begins with a dot.
-            if self.folder.is_file() or any(not path.name.startswith(".") for path in self.folder.glob("*")):
+            if next(self.folder.rglob("checkpoints/*/manifest.json"), None):
+                raise InputError(
+                    f"{self.folder} has checkpoints, but no {_RUN}. Take that from a backup, or give another --out."
+                )
+            # What a kill left half-written has a name that begins with a dot, or is a member of which nothing is done.
+            others = {path.name for path in self.folder.glob("*") if not path.name.startswith(".")} - {"members"}
+            if self.folder.is_file() or others:
                 raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
             return None
         if not any((self.folder / name).exists() for name in _BEGUN):
@@ -225,7 +230,10 @@ def open_run(folder: Path, own_recipe: str | None = None, *, store: Path | None 
     told = _read_run(folder)
     name = told["recipe"]
     if name.endswith(".py") and own_recipe is None:
-        raise InputError(f"{folder} is a run of a recipe of your own. Name its file again with --recipe {name}.")
+        raise InputError(
+            f"{folder} is a run of a recipe of your own. Name its file again: --recipe {name}; or for training, "
+            f"chiasm train {name} --resume {folder}."
+        )
     return Run(load_recipe(own_recipe or name, stated=told["settings"], store=store), folder)
 
 

@@ -139,6 +139,16 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
         make_accelerator()
 
 
+def test_a_precision_that_the_launcher_asks_for_is_refused(tmp_path):
+    assert end(start(launched_in_bf16, said=tmp_path)) == [2]
+    assert "The launcher asks for bf16, which would go before what fit is told." in (tmp_path / "0.txt").read_text()
+
+
+def launched_in_bf16() -> None:
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    make_accelerator()
+
+
 def test_alone_a_process_decides_by_itself_and_keeps_its_weights():
     accelerator = make_accelerator()
     assert from_main_process(accelerator, lambda: 0.1) == 0.1
@@ -168,5 +178,5 @@ def test_a_process_that_is_lost_at_the_end_is_told_in_whatever_words(monkeypatch
 
     store = torch.distributed.HashStore()
     monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
-    with pytest.raises(InputError, match="Process 0 stopped: RuntimeError the wire is cut"), EndingTogether(Two()):
+    with pytest.raises(InputError, match="Process 0 lost another one, .*the wire is cut"), EndingTogether(Two()):
         pass

@@ -336,6 +336,13 @@ def test_what_a_kill_left_half_written_is_cleared(halves, plan, run_folder, tmp_
     assert not list(folder.rglob(".*"))
 
 
+def test_a_model_that_was_moved_away_is_written_again(halves, plan, run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.rmtree(folder / "model")
+    fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+    assert same(weights(FusionModel.load(folder / "model")), weights(FusionModel.load(run_folder / "model")))
+
+
 def test_two_runs_cannot_write_into_one_folder(halves, plan, tmp_path):
     with locked(tmp_path / "run"), pytest.raises(InputError, match="Another run writes into"):
         fit(plan(), *halves, epochs=1, out=tmp_path / "run", **SHORT)

@@ -246,6 +246,19 @@ def test_a_run_that_was_killed_while_it_first_told_of_itself_is_begun_anew(recip
     assert not list((tmp_path / "run").glob(".*"))
 
 
+def test_a_run_that_lost_its_description_keeps_its_checkpoints_and_one_that_has_none_is_begun(
+    run, recipe, tables, tmp_path, capsys
+):
+    description = (run / "run.json").read_bytes()
+    (run / "run.json").unlink()
+    assert chiasm("train", recipe, "--data", tables, "--out", run) == 2
+    assert "has checkpoints, but no run.json" in capsys.readouterr().err
+    (run / "run.json").write_bytes(description)
+    # As a kill leaves the first moments of an ensemble.
+    (tmp_path / "new" / "members" / "0").mkdir(parents=True)
+    assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "new") == 0
+
+
 @pytest.mark.parametrize("setting", ["epochs=0", "seed=-1"])
 def test_a_refused_setting_leaves_nothing_behind(recipe, tables, tmp_path, setting, capsys):
     assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "run", "--set", setting) == 2
@@ -291,7 +304,7 @@ def test_risks_are_not_computed_for_a_place_that_is_a_folder(tmp_path):
 
 
 def test_a_run_of_ones_own_recipe_asks_for_its_file(run):
-    with pytest.raises(InputError, match=r"is a run of a recipe of your own\. Name its file again with --recipe"):
+    with pytest.raises(InputError, match=r"is a run of a recipe of your own\. Name its file again: --recipe "):
         open_run(run)
 
 

@@ -437,7 +437,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_named_and_leaves_nothing_beh
     assert all(value.isfinite().all() for value in weights(model).values() if value.is_floating_point())
     assert math.isfinite(history.epochs[0]["train_loss"])
     hashes = sample_hashes(halves[0], history.salt)
-    left_out = {"epoch": 1, "step": 2, "samples": [hashes[i] for i in seen[1][0]]}
+    left_out = {"epoch": 1, "step": 2, "salt": history.salt, "samples": [hashes[i] for i in seen[1][0]]}
     assert history.skipped == [left_out]
     assert json.loads((tmp_path / "skipped.jsonl").read_text()) == left_out
 
@@ -449,10 +449,12 @@ def test_a_loss_that_is_not_finite_is_left_out_in_fp16_too(halves, plan, monkeyp
     assert len(history.epochs) == 2
 
 
-def test_too_many_batches_that_are_not_finite_end_the_training(halves, plan, monkeypatch):
+def test_too_many_batches_that_are_not_finite_end_the_training_and_all_are_named(halves, plan, monkeypatch, tmp_path):
     broken(monkeypatch, steps={0, 1, 2}, part="loss")
     with pytest.raises(InputError, match=r"epoch 1, step 3\. 2 batches were left out for that before\. Lower the"):
-        fit(plan(), *halves, epochs=1, batch_size=3, skip=2, **SHORT)
+        fit(plan(), *halves, epochs=1, batch_size=3, skip=2, out=tmp_path, **SHORT)
+    told = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [(batch["epoch"], batch["step"]) for batch in told] == [(1, 1), (1, 2), (1, 3)]
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(halves, plan):
