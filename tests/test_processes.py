@@ -178,5 +178,5 @@ def test_a_process_that_is_lost_at_the_end_is_told_in_whatever_words(monkeypatch
 
     store = torch.distributed.HashStore()
     monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
-    with pytest.raises(InputError, match="Process 0 lost another one, .*the wire is cut"), EndingTogether(Two()):
+    with pytest.raises(InputError, match=r"Process 0 lost another one, .*the wire is cut"), EndingTogether(Two()):
         pass
