@@ -10,9 +10,10 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/chiasm demo --out demo
 
-# Small networks are quicker tested side by side than by all processors one after the other.
+# Small networks are quicker tested side by side than by all processors one after the other. Files go in their order:
+# by their number of tests, the few long ones would come last, and one process would wait.
 test: $(READY) lint
-	HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	HF_HUB_OFFLINE=1 PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
