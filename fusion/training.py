@@ -80,8 +80,8 @@ def fit(
     A model that is not built yet is built first: its readers are fitted on `train` alone and its
     weights drawn from `seed`. A model that is built is trained further.
 
-    Under a launcher of several processes each calls this with the same arguments and data; the main
-    one validates and writes, and all end with its weights.
+    Under a launcher of several processes each calls this with the same arguments and data; all train and
+    validate, the main one writes, and all end with its weights.
 
     Args:
         model: what to train, in place.

@@ -83,19 +83,18 @@ class Campaign:
             return f"exit codes {codes} after {what}: {self.said(run)}"
         return "" if digest(run / "model") == self.expected else f"other weights after {what}"
 
-    def kill_once(self, after: float, number: int = signal.SIGKILL, *, victims: int | None = None) -> str:
+    def kill_once(self, after: float, number: int = signal.SIGKILL) -> str:
         """Kill a run, go on with it, and say what is wrong with what came of it; nothing if all is well.
 
         Args:
             after: seconds from its start.
             number: the signal.
-            victims: how many of its processes are killed; all unless given.
         """
         self.number += 1
         run = self.folder / f"run{self.number}"
         started = self.begin(run)
         time.sleep(after)
-        for process in started[-(victims or len(started)) :]:
+        for process in started:
             if process.is_alive():
                 os.kill(process.pid, number)
         if None in end(started):

@@ -9,6 +9,8 @@ import pytest
 from chiasm.datasets.synthetic import write_hospital
 from chiasm.recipes.__main__ import main
 
+from .command import chiasm
+
 TINY = ["--set", "epochs=1", "--set", "width=16", "--set", "size=64"]
 
 
@@ -25,16 +27,6 @@ def run(hospital, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     assert chiasm("train", "demo", "--data", hospital, "--out", folder, *TINY) == 0
     return folder
-
-
-def chiasm(*words: object) -> int:
-    """Run a command in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chiasm", *map(str, words)])
-        patch.delenv("CHIASM_VERBOSE", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():

@@ -1,6 +1,5 @@
 """`chiasm prepare`: what it fills is what the other commands map."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +7,8 @@ import pytest
 from chiasm.datasets import note_reader
 from chiasm.datasets.image_reader import ImageReader
 from chiasm.datasets.synthetic import write_hospital
-from chiasm.recipes.__main__ import main
+
+from .command import chiasm
 
 TINY = ["--set", "epochs=1", "--set", "width=16", "--set", "size=64"]
 
@@ -17,16 +17,6 @@ TINY = ["--set", "epochs=1", "--set", "width=16", "--set", "size=64"]
 def hospital(tmp_path) -> Path:
     write_hospital(tmp_path / "hospital", patients=80, seed=3, image_size=64)
     return tmp_path / "hospital"
-
-
-def chiasm(*words: object) -> int:
-    """Run a command in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chiasm", *map(str, words)])
-        patch.delenv("CHIASM_VERBOSE", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def test_what_was_prepared_is_trained_evaluated_and_predicted_on_without_decoding(

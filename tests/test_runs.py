@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 from chiasm.datasets import InputError
 from chiasm.fusion import FusionModel
-from chiasm.recipes.__main__ import main
 from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
 from chiasm.recipes.recipe import load_recipe
 from chiasm.recipes.runs import Run, check_risks_path, open_run
 from chiasm.recipes.scoring import read_history
+
+from .command import chiasm
 
 RECIPE = '''"""Who dies, from two facts: a recipe that trains in a second."""
 
@@ -121,16 +122,6 @@ def run(trained, tmp_path):
     import shutil
 
     return shutil.copytree(trained, tmp_path / "run")
-
-
-def chiasm(*words: object) -> int:
-    """Run a command in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chiasm", *map(str, words)])
-        patch.delenv("CHIASM_VERBOSE", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def told(capsys) -> str:

@@ -15,13 +15,14 @@ import pandas as pd
 import pytest
 from chiasm.datasets import InputError
 from chiasm.recipes import search, search_workers, studies
-from chiasm.recipes.__main__ import main
 from chiasm.recipes.ranges import searched_settings
 from chiasm.recipes.recipe import load_recipe
 from chiasm.recipes.search import Search, development
 from chiasm.recipes.storages import file_url, open_storage
 from chiasm.recipes.studies import Study
 from chiasm.recipes.tune import tune_recipe
+
+from .command import chiasm
 
 RECIPE = '''"""Who dies, from two facts: a recipe that trains in a tenth of a second."""
 
@@ -93,16 +94,6 @@ def write_tables(folder, **changes: object):
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     return write_tables(tmp_path_factory.mktemp("data") / "tables")
-
-
-def chiasm(*words: object) -> int:
-    """Run a command in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["chiasm", *map(str, words)])
-        patch.delenv("CHIASM_VERBOSE", raising=False)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return int(ended.value.code or 0)
 
 
 def one_line(capsys) -> str:
