@@ -26,7 +26,7 @@ _SOME_ROWS = 3
 def check_units(material: Material) -> Iterator[Finding]:
     """Codes with values in two clouds, and codes with two units beside their values."""
     # What no sample sees is in no unit that matters: a later course may well have another scale.
-    labs = material.cohort.labs.iloc[np.unique(material.cohort.window("labs").rows)]
+    labs = material.cohort.labs[material.cohort.window("labs").seen(len(material.cohort.labs))]
     if not len(labs):
         return
     yield from _clouds(labs)

@@ -28,6 +28,8 @@ _LIMIT = 6.0
 # patient's: a pH of 735, a temperature of -17.8. Of 1.5 million measurements of PhysioNet 2012, whose impossible ones
 # are taken out, 29 and none lie there.
 _WILD, _WILD_LOGARITHM = 20.0, 10.0
+# Values scaled at once: what is between fits the processor's cache, and no table takes several times its own memory.
+_AT_ONCE = 1 << 17
 # Codes that a remark names.
 _NAMED = 5
 
@@ -62,7 +64,7 @@ class LabReader:
         scales: list[tuple[float, float, float]] = []
         if cohort.labs is not None:
             # Each measurement that some sample sees, once; the sort keeps those of a code by patient.
-            rows = np.unique(cohort.window("labs").rows)
+            rows = np.flatnonzero(cohort.window("labs").seen(len(cohort.labs)))
             code, names = cohort.labs["code"].cat.codes.to_numpy()[rows], cohort.labs["code"].cat.categories
             rows = rows[np.argsort(code, kind="stable")]
             ends = np.cumsum(np.bincount(code, minlength=len(names))).tolist()
@@ -97,46 +99,54 @@ class LabReader:
         if early.any():
             remarks.append(f"labs: {int(early.sum())} measurements before the last {self.steps} time steps")
             window, step = select(window, ~early), step[~early]
-        deviations = self._deviations(cohort.labs["value"].to_numpy(), code)
-        seen = np.unique(window.rows)
-        wild = seen[is_wild(deviations[seen], self.floor_[code[seen]])]
+        value, wild = self._scaled(cohort.labs["value"].to_numpy(), code)
+        wild = wild[window.seen(len(code))[wild]]
         if len(wild):
             own = [self.codes_[place] for place in np.unique(code[wild])]
             more = f" and {len(own) - _NAMED} more codes" if len(own) > _NAMED else ""
             remarks.append(f"labs: {tell_wild(len(wild), ', '.join(own[:_NAMED]) + more)}")
-        arrays = {"code": code, "value": cut(deviations)}
+        arrays = {"code": code, "value": value}
         return Packed(Labs, window.offsets, window.rows, window.hours, arrays, {"step": step}, tuple(remarks))
 
     def scale(self, values: np.ndarray, code: np.ndarray) -> np.ndarray:
         """Values in robust standard deviations from the median, cut at ±6; 0 for unknown codes."""
-        return cut(self._deviations(values, code))
+        return self._scaled(values, code)[0]
 
-    def _deviations(self, values: np.ndarray, code: np.ndarray) -> np.ndarray:
-        if not self.codes_:
-            return np.zeros(len(values))
-        values = values.astype(np.float64)
-        logarithmic = np.flatnonzero(self.floor_[code] > 0)
-        values[logarithmic] = np.log(np.maximum(values[logarithmic], self.floor_[code[logarithmic]]))
-        scaled = (values - self.centre_[code]) / self.spread_[code]
-        scaled[code < 0] = 0
-        return scaled
+    def _scaled(self, values: np.ndarray, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `scale` gives, and the rows of wild values."""
+        scaled, wild = np.zeros(len(values), np.float32), [np.zeros(0, np.intp)]
+        for start in range(0, len(values) if self.codes_ else 0, _AT_ONCE):
+            block = slice(start, start + _AT_ONCE)
+            own, kind = values[block].astype(np.float64), code[block]
+            floor = self.floor_[kind]
+            logarithmic = np.flatnonzero(floor > 0)
+            own[logarithmic] = np.log(np.maximum(own[logarithmic], floor[logarithmic]))
+            deviations = (own - self.centre_[kind]) / self.spread_[kind]
+            deviations[kind < 0] = 0
+            scaled[block] = cut(deviations)
+            far = np.flatnonzero(np.abs(deviations) > _LIMIT)
+            wild.append(start + far[is_wild(deviations[far], floor[far])])
+        return scaled, np.concatenate(wild)
 
     def _time_steps(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """The number of each event's time step, and which events lie before the last `steps` of them.
 
         Steps without a measurement do not exist: a long silence costs nothing.
         """
-        bins = np.floor(window.hours.astype(np.float64) / self.resolution)
+        bins = window.hours.astype(np.float64)
+        bins /= self.resolution
+        np.floor(bins, out=bins)
         # Events of a sample ascend in time, so that a new step begins where the bin changes.
-        begins = np.diff(bins, prepend=0.0) != 0
+        begins = np.ones(len(bins), bool)
+        np.not_equal(bins[1:], bins[:-1], out=begins[1:])
         counts = np.diff(window.offsets)
         filled = np.flatnonzero(counts)
         begins[window.offsets[filled]] = True
-        number = np.cumsum(begins)
+        number = np.cumsum(begins, dtype=np.int32 if len(bins) < 2**31 else np.int64)
         first, last = number[window.offsets[filled]], number[window.offsets[filled + 1] - 1]
         surplus = np.maximum(last - first + 1 - self.steps, 0)
-        step = number - np.repeat(first + surplus, counts[filled])
-        return step, step < 0
+        number -= np.repeat(first + surplus, counts[filled])
+        return number, number < 0
 
     def state(self) -> dict[str, object]:
         scales = {name: getattr(self, name).tolist() for name in ("centre_", "spread_", "floor_")}

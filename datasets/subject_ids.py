@@ -63,7 +63,10 @@ def of_one_type(
         whole: False if it is known beforehand that some id is no plain number.
     """
     if whole and all(are_small_integers(table["subject_id"]) for table in tables.values()):
-        return {name: table.astype({"subject_id": "int64"}) for name, table in tables.items()}
+        return {
+            name: table if table["subject_id"].dtype == "int64" else table.astype({"subject_id": "int64"})
+            for name, table in tables.items()
+        }
     names = {name: subject_names(table["subject_id"], checks[name]) for name, table in tables.items()}
     distinct = {name: pd.factorize(column) for name, column in names.items()}
     # Rows without an id are refused above; the number they get here is never looked at.

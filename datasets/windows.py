@@ -31,6 +31,12 @@ class Window:
         """int64 `[event]`: the sample each event belongs to."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def seen(self, rows: int) -> np.ndarray:
+        """bool `[row]`: which of the table's rows, so many, some sample may see."""
+        seen = np.zeros(rows, bool)
+        seen[self.rows] = True
+        return seen
+
 
 class LabEvent(NamedTuple):
     """A measurement as one sample sees it; hours relative to the prediction time (≤ 0)."""
@@ -138,11 +144,29 @@ def _order(columns: Sequence[pd.Series]) -> tuple[np.ndarray, int]:
         tied = slice(None) if ties.mean() > 0.5 else np.flatnonzero(ties | np.append(ties[1:], False))
         rank = _rank(column.take(order[tied]) if moved or ties.mean() <= 0.5 else column)
         within = ties[tied][1:]
-        if (within & (rank[1:] < rank[:-1])).any():
-            by = _by_group(np.cumsum(np.append(False, ~within)), rank)
-            order[tied], rank, stay = order[tied][by], rank[by], min(stay, number)
+        falls = within & (rank[1:] < rank[:-1])
+        if falls.any():
+            rows, group = _out_of_order(within, falls)
+            by, own, rank = rows[_by_group(group, rank[rows])], order[tied], rank.copy()
+            own[rows], rank[rows] = own[by], rank[by]
+            order[tied], stay = own, min(stay, number)
         ties[tied] = np.append(False, within & (rank[1:] == rank[:-1]))
     return order, stay
+
+
+def _out_of_order(within: np.ndarray, falls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of groups that are out of order, ascending, and the number of the group of each.
+
+    Args:
+        within: bool `[row - 1]`: whether a row is in one group with the row before it.
+        falls: bool `[row - 1]`: whether it is, and should come before it.
+    """
+    starts = np.flatnonzero(np.append(True, ~within))
+    group = np.searchsorted(starts, np.flatnonzero(falls), side="right") - 1
+    group = group[np.append(True, group[1:] != group[:-1])]
+    counts = np.append(starts[1:], len(within) + 1)[group] - starts[group]
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1]) + np.repeat(starts[group] - (ends - counts), counts), np.repeat(group, counts)
 
 
 def _by_group(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -242,5 +266,6 @@ def visible_events(events: pd.DataFrame, samples: pd.DataFrame, history: float |
     counts = stop - start
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype("int64")
     rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], counts)
-    microseconds = available[rows] - np.repeat(predicted, counts)
-    return Window(offsets, rows, (microseconds / 3.6e9).astype("float32"))
+    microseconds = available[rows]
+    microseconds -= np.repeat(predicted, counts)
+    return Window(offsets, rows, np.divide(microseconds, 3.6e9, dtype="float64").astype("float32"))

@@ -63,12 +63,11 @@ def as_codes(values: pd.Series) -> pd.Series:
     """Words of which there are few, as a categorical: sorted categories, each of which some row has."""
     values = values.astype("category")
     places, categories = values.cat.codes.to_numpy(), values.cat.categories
-    used = np.zeros(len(categories) + 1, bool)
-    # A missing word is at place -1: the one behind the last.
-    used[places] = True
-    if used[:-1].all() and categories.is_monotonic_increasing:
+    # A missing word is at place -1.
+    used = np.bincount(places + 1, minlength=len(categories) + 1)[1:] > 0
+    if used.all() and categories.is_monotonic_increasing:
         return values
-    return values.cat.set_categories(categories[used[:-1]].sort_values())
+    return values.cat.set_categories(categories[used].sort_values())
 
 
 def _is_all_text(values: pd.Series) -> bool:

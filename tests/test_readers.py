@@ -270,6 +270,20 @@ def test_a_value_far_outside_of_all_training_values_is_cut_and_counted():
     assert "labs: 7 values of code 0, code 1, code 2, code 3, code 4 and 2 more codes lie far outside" in told[0]
 
 
+def test_a_long_table_is_scaled_piece_by_piece_as_in_one(monkeypatch):
+    draw = np.random.default_rng(5)
+    rows = [(k % 9, -1.0, "xyz"[k % 3], np.exp(draw.normal(0, 1 + k % 3))) for k in range(90)]
+    whole = labs([*rows, (0, -2.0, "x", -1e9), (8, -0.5, "z", 1e9)])
+    reader = LabReader(rare=1)
+    reader.fit(labs(rows))
+    at_once = reader.pack(whole)
+    monkeypatch.setattr("chiasm.datasets.lab_reader._AT_ONCE", 7)
+    in_pieces = reader.pack(whole)
+    np.testing.assert_array_equal(in_pieces.arrays["value"], at_once.arrays["value"])
+    assert in_pieces.remarks == at_once.remarks
+    assert in_pieces.remarks[0].startswith("labs: 2 values of x, z lie far outside")
+
+
 def test_values_are_standardised_by_median_and_deciles():
     values = np.random.default_rng(0).normal(140, 4, 2000)
     reader = LabReader()
