@@ -20,7 +20,12 @@ _CHUNKS_A_CALL = 8
 
 
 def in_parallel(
-    work: Callable[[list[Item]], list[Result]], items: Sequence[Item], task: str, *, chunk: int = CHUNK
+    work: Callable[[list[Item]], list[Result]],
+    items: Sequence[Item],
+    task: str,
+    *,
+    chunk: int = CHUNK,
+    of: Sequence[Item] | None = None,
 ) -> Iterator[list[Result]]:
     """The results of `work` on chunks of the items, each chunk's as soon as they are there, in any order.
 
@@ -32,6 +37,8 @@ def in_parallel(
         items: what is to be worked on.
         task: what the progress bar says, in a word or two.
         chunk: items at most that are worked on at a time.
+        of: all items, of which those are what is left to do. Then an item comes in a chunk with the same others
+            wherever work was stopped, and what depends on them in its last bits is the same.
     """
     from joblib import effective_n_jobs
     from joblib.parallel import get_active_backend
@@ -41,8 +48,12 @@ def in_parallel(
         jobs = -1 if len(items) >= WORTH_PROCESSES else 1
     workers = effective_n_jobs(jobs)
     # Small enough that no worker is left alone with the last one.
-    size = max(1, min(chunk, len(items) // (4 * workers)))
-    chunks = [list(items[first : first + size]) for first in range(0, len(items), size)]
+    whole = items if of is None else of
+    size = max(1, min(chunk, len(whole) // (4 * workers)))
+    chunks = [list(whole[first : first + size]) for first in range(0, len(whole), size)]
+    if of is not None:
+        left = set(items)
+        chunks = [rest for own in chunks if (rest := [item for item in own if item in left])]
     share = _as_they_come if backend.supports_return_generator else _call_by_call
     if workers == 1:
         share = _in_turn

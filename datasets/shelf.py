@@ -113,6 +113,7 @@ class Shelf:
         *,
         refuse: Callable[[str, str], None] | None = None,
         chunk: int = CHUNK,
+        together: bool = False,
     ) -> None:
         """Make and add the rows of those items that are not there, in parallel.
 
@@ -123,6 +124,8 @@ class Shelf:
             refuse: is told of each item without rows and the reason; what it raises ends the work, and
                 what was added by then is kept. None where no item can be without.
             chunk: items at most that are made, and lost by a process that is killed, at a time.
+            together: whether the rows of an item depend, in their last bits, on those that it is made with, so that
+                they are to be the same wherever the work was stopped before.
 
         Raises:
             InputError: the disk is full, or a file is damaged.
@@ -131,7 +134,8 @@ class Shelf:
             return
         with naming_full_disk(self.folder), self._opened() as files:
             missing = [item for item, stamp in items.items() if not self.find(stamp)]
-            with closing(in_parallel(make, missing, task, chunk=chunk)) as results:
+            of = list(items) if together else None
+            with closing(in_parallel(make, missing, task, chunk=chunk, of=of)) as results:
                 for made in results:
                     self._append(files, [one for one in made if not one.refused], items)
                     for one in made:

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..datasets.errors import InputError
-from .artifact import DamagedError, checked_folder, clear_abandoned, new_folder, restore_retired
+from .artifact import DamagedError, checked_folder, clear_abandoned, new_folder, restore_retired, write_whole
 from .settings import KeepingSettings
 from .stopping import locked
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that they stand in."""
+HISTORY = "history.jsonl"
+"""The file of a run with its epochs, a line each."""
 
 
 @dataclass
@@ -61,6 +63,8 @@ class TrainingState:
     """Of gradients, in fp16; otherwise it does nothing."""
     best: dict[str, Tensor]
     best_loss: float = math.inf
+    thresholds: dict[str, float] | None = None
+    """Of the best weights, by binary outcome; None until they are chosen."""
     step: int = 0
     """Updates done in the present epoch."""
     sums: tuple[float, float] = (0.0, 0.0)
@@ -95,7 +99,8 @@ class TrainingState:
             "sums": self.sums,
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
             "best_epoch": self.history.best_epoch,
-            "history": self.history.epochs,
+            "thresholds": self.thresholds,
+            "history": [_without_nan(record) for record in self.history.epochs],
             "skipped": self.history.skipped,
             "groups": groups,
             "schedule": {key: value for key, value in self.schedule.state_dict().items() if _is_plain(value)},
@@ -119,8 +124,11 @@ class TrainingState:
         self.step, self.sums = int(numbers["step"]), tuple(numbers["sums"])
         # JSON has no infinity: without validation there is no best loss.
         self.best_loss = math.inf if numbers["best_loss"] is None else numbers["best_loss"]
-        self.history.epochs, self.history.best_epoch = numbers["history"], numbers["best_epoch"]
+        self.history.epochs = [_with_nan(record) for record in numbers["history"]]
+        self.history.best_epoch = numbers["best_epoch"]
         self.history.skipped = numbers["skipped"]
+        # Checkpoints from before thresholds were kept have none.
+        self.thresholds = numbers.get("thresholds")
 
 
 class Keeper:
@@ -187,7 +195,7 @@ def write_checkpoint(store: Path, fingerprint: str, state: TrainingState, *, kee
     folder = store / CHECKPOINTS / f"{len(state.history.epochs):05d}-{state.step:07d}"
     if folder.exists():
         # Had it been whole, the run would have gone on from it, and not come by again.
-        shutil.rmtree(folder)
+        _remove(folder)
     numbers = {"fingerprint": fingerprint, "processes": processes, **state.numbers()}
     with new_folder(folder, "checkpoint") as scratch:
         save_file(state.tensors(), scratch / "state.safetensors")
@@ -196,30 +204,43 @@ def write_checkpoint(store: Path, fingerprint: str, state: TrainingState, *, kee
     newer = [other for other in _checkpoints(store) if other.name > folder.name]
     # Those that seem newer were damaged: the run went on from an older one.
     for other in (*older[: max(0, len(older) - keep + 1)], *newer):
-        shutil.rmtree(other)
+        _remove(other)
+
+
+def _remove(checkpoint: Path) -> None:
+    try:
+        shutil.rmtree(checkpoint)
+    except OSError as error:
+        raise InputError(
+            f"{checkpoint} cannot be removed ({type(error).__name__}). Remove it, and run the same command again."
+        ) from error
 
 
 def resume(store: Path, fingerprint: str, state: TrainingState, *, processes: int) -> None:
     """Bring a fresh state to where a stopped run was, by the newest whole checkpoint in `store`, if there are any.
 
     Raises:
-        InputError: all are damaged, or the newest whole one belongs to other data or settings, or was written by
-            another version.
+        InputError: all are damaged or cannot be read, or the newest whole one belongs to other data or settings, or
+            was written by another version.
     """
-    damaged: list[str] = []
-    error: DamagedError | None = None
+    passed: list[str] = []
+    error: DamagedError | OSError | None = None
     for folder in reversed(_checkpoints(store)):
         try:
             checked_folder(folder, "checkpoint")
-        except DamagedError as found:
-            damaged.append(folder.name)
-            error = found
+            _take(folder, fingerprint, state, processes)
+        except (DamagedError, OSError) as found:
+            why = "is damaged" if isinstance(found, DamagedError) else f"cannot be read ({type(found).__name__})"
+            passed.append(f"the checkpoint {folder.name} {why}")
+            error = error or found
             continue
-        _take(folder, fingerprint, state, processes)
-        if damaged:
-            told = f"the checkpoint {damaged[0]} is damaged, and the run goes on from {folder.name} before it"
-            state.history.warnings += (told,)
+        if passed:
+            state.history.warnings += (f"{passed[0]}, and the run goes on from {folder.name} before it",)
         return
+    if isinstance(error, OSError):
+        raise InputError(
+            f"In {store} {passed[0]}, and no other can be gone on from. Give the right to read it, or mend the disk."
+        ) from error
     if error:
         raise error
 
@@ -244,20 +265,49 @@ def _take(folder: Path, fingerprint: str, state: TrainingState, processes: int) 
         state.history.warnings += (told,)
 
 
+def write_history(store: Path, epochs: Sequence[Mapping[str, float]]) -> None:
+    """Write the epochs of a run, a line each; null is a number that is not finite, which JSON does not know."""
+    write_whole(store / HISTORY, "".join(json.dumps(_without_nan(record)) + "\n" for record in epochs))
+
+
+def read_history(store: Path) -> list[dict[str, float]]:
+    """The epochs of a run, as `write_history` wrote them; none where there is no file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = store / HISTORY
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [_with_nan(json.loads(line)) for line in lines]
+    except (AttributeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged. Remove it: the report then has no curve of the training.") from error
+
+
+def _without_nan(record: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
+
+
+def _with_nan(record: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in record.items()}
+
+
 def _clear_scratch(store: Path) -> None:
     """Remove what kills have left half-written in a run's folder; only while no other process can write there."""
     restore_retired(store / "model")
     clear_abandoned(store / "model", age=0)
     for scratch in (store / CHECKPOINTS).glob(".*-*"):
         shutil.rmtree(scratch, ignore_errors=True)
-    for name in ("run.json", "history.jsonl", "skipped.jsonl"):
+    for name in ("run.json", HISTORY, "skipped.jsonl"):
         for scratch in store.glob(f".{'[0-9a-f]' * 8}-{name}"):
             scratch.unlink()
 
 
 def _checkpoints(store: Path) -> list[Path]:
     """Folders of checkpoints, damaged ones too, the oldest first."""
-    return sorted(path for path in (store / CHECKPOINTS).glob("[0-9]*") if path.is_dir())
+    folder = store / CHECKPOINTS
+    # Not by glob, to which a folder that may not be read is empty.
+    return sorted(path for path in folder.iterdir() if path.name[0].isdigit()) if folder.exists() else []
 
 
 def _is_plain(value: object) -> bool:

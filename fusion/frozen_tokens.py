@@ -11,8 +11,8 @@ import hashlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -94,10 +94,14 @@ class TokenKeeper:
     """Where tokens are kept while a model is trained: in a cohort's store, or else in a temporary folder.
 
     The temporary folder is removed when nobody reads from it any more.
+
+    Args:
+        model: whose networks are looked at.
+        hear: called before each chunk of rows; what it raises ends the work, and what is in a store stays.
     """
 
-    def __init__(self, model: FusionModel) -> None:
-        self._model = model
+    def __init__(self, model: FusionModel, hear: Callable[[], None] = lambda: None) -> None:
+        self._model, self.hear = model, hear
         self._temporary: Store | None = None
         self._kept: dict[tuple[str, str], int] = {}
 
@@ -146,11 +150,12 @@ def encode_once(
     frozen = frozen_encoders(model)
     if not frozen or store is None:
         return samples
-    tokens = {name: _tokens(name, encoder, samples.parts[name], store) for name, encoder in frozen.items()}
+    hear = keeper.hear if keeper else lambda: None
+    tokens = {name: _tokens(name, encoder, samples.parts[name], store, hear) for name, encoder in frozen.items()}
     return EncodedSamples(samples, tokens, keeper)
 
 
-def _tokens(name: str, encoder: Tuned, packed: Packed, store: Store) -> Packed:
+def _tokens(name: str, encoder: Tuned, packed: Packed, store: Store, hear: Callable[[], None]) -> Packed:
     """One modality of all samples as tokens, mapped."""
     from joblib import parallel_config
 
@@ -164,10 +169,15 @@ def _tokens(name: str, encoder: Tuned, packed: Packed, store: Store) -> Packed:
     if has_budget(encoder):
         settings, fields = settings | {"with": "means"}, fields | {"place": ("i4", ())}
     shelf = store.shelf(f"tokens-{name}", settings, fields)
+
+    def make(chunk: list[str]) -> list[Made]:
+        hear()
+        return _made(encoder, packed, rows, chunk)
+
     # The network is here, and uses the processors itself.
     with parallel_config(n_jobs=1):
-        make = partial(_made, encoder, packed, rows)
-        shelf.add(dict(zip(rows, rows, strict=True)), make, f"encoding {name} once", chunk=_ROWS_A_CHUNK)
+        items = dict(zip(rows, rows, strict=True))
+        shelf.add(items, make, f"encoding {name} once", chunk=_ROWS_A_CHUNK, together=True)
     first, counts = np.array([shelf.find(content) for content in contents], np.int64).reshape(-1, 2).T
     first, counts = first[entry], counts[entry]
     if has_budget(encoder):

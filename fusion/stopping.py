@@ -37,6 +37,11 @@ class StopRequest:
         self.number = 0
         self._since = math.inf
 
+    def hear(self) -> None:
+        """Raise `Stopped` if this process was asked to stop; to be called between two pieces of work."""
+        if self.number:
+            raise Stopped(self.number)
+
     def _note(self, number: int, _: object) -> None:
         if number == signal.SIGINT and time.monotonic() - self._since > _ECHO:
             # Whoever asks again does not want to wait for the end of the update.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from signal import SIGTERM
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,26 +19,18 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
 from ..datasets.progress import progress_bar, showing_progress
-from .artifact import write_whole
 from .checkpoint import History, Keeper, TrainingState
+from .epoch_end import end_epoch, take_best, validation_loss, write_run, write_what_is_missing
 from .frozen_tokens import Samples
-from .inference import choose_thresholds, to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, make_schedule, tell_tuning, thaw
 from .model import FusionModel
-from .numerics import autocast, repeatable
+from .numerics import prepare_to_repeat, repeatable
 from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator, share_weights
 from .settings import KeepingSettings, TrainingSettings
 from .stopping import Stopped, StopRequest, stopping_in_order
 from .tracking import require_trackers, tracked
-from .training_samples import (
-    batch_of,
-    check_cohorts,
-    encoded_once,
-    fingerprint_of,
-    hashed_samples,
-    parts_of,
-    read_samples,
-)
+from .training_samples import check_cohorts, encoded_once, fingerprint_of, read_samples
+from .updating import Loop, update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -150,8 +140,10 @@ def fit(
     store = None if out is None else as_path("out", out)
     require_trackers(trackers, with_folder=store is not None)
     check_cohorts(model, train, valid)
+    prepare_to_repeat(deterministic)
     accelerator = make_accelerator(timeout=timeout)
-    with EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
+    # What is done after the others were told of a failure: they do not wait for it.
+    with ExitStack() as after, EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
         samples, held_out = read_samples(model, train, valid, settings)
         steps = math.ceil(len(samples) / batch_size)
         network, state = _set_up(model, steps, settings, accelerator)
@@ -162,42 +154,22 @@ def fit(
         fingerprint = fingerprint_of(samples, held_out, asdict(settings) | model.plan)
         state.history.salt = fingerprint[:16]
         keeper = Keeper(store, fingerprint, keeping, accelerator)
+        after.push(lambda kind, *_: _leave(model, state, held_out, failed=kind is not None, accelerator=accelerator))
         with keeper.alone(), stopping_in_order() as stop:
             _go_on(keeper, fingerprint, state, accelerator)
             if on_start and accelerator.is_main_process:
                 on_start()
-            try:
-                if len(state.history.epochs) < epochs:
-                    samples, held_out = encoded_once(state, (samples, train), (held_out, valid))
-                with tracked(accelerator, trackers, keeper.store, asdict(settings)):
-                    _train(_Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
-            finally:
-                # Also after Ctrl-C: what the model has is the best that was reached.
-                model.load_state_dict(state.best)
-                model.eval()
-                model.thresholds_ = choose_thresholds(model, held_out) if held_out else {}
-            if store and accelerator.is_main_process and not (store / "model").exists():
-                # Of a run that was done before, and whose model was moved away.
-                model.save(store / "model")
+            if len(state.history.epochs) < epochs:
+                samples, held_out = encoded_once(state, (samples, train), (held_out, valid), stop)
+                _stop_together(stop, accelerator)
+            with tracked(accelerator, trackers, keeper.store, asdict(settings)):
+                _train(Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
+            if store and accelerator.is_main_process:
+                write_what_is_missing(store, state, held_out)
     return state.history
 
 
-@dataclass(frozen=True)
-class _Loop:
-    """What training goes round with."""
-
-    state: TrainingState
-    network: nn.Module
-    """The model as the processes share it."""
-    samples: Samples
-    held_out: Samples | None
-    settings: TrainingSettings
-    keeper: Keeper
-    accelerator: Accelerator
-    stop: StopRequest
-
-
-def _train(loop: _Loop) -> None:
+def _train(loop: Loop) -> None:
     """All epochs that are not done yet."""
     state, settings, accelerator, history = loop.state, loop.settings, loop.accelerator, loop.state.history
     steps = math.ceil(len(loop.samples) / settings.batch_size)
@@ -212,28 +184,33 @@ def _train(loop: _Loop) -> None:
             record = {"epoch": epoch + 1, "train_loss": _train_epoch(loop, epoch, advance)}
             share_weights(accelerator, state.averaged.module)
             if loop.held_out:
-                record["valid_loss"] = _validation_loss(
+                record["valid_loss"] = validation_loss(
                     state.averaged.module, loop.held_out, settings.batch_size, accelerator
                 )
             record["learning_rate"] = state.schedule.get_last_lr()[0]
             record["seconds"] = time.perf_counter() - began
-            better = _end_epoch(state, record, always=settings.keep == "last")
+            better = end_epoch(state, record, always=settings.keep == "last")
             if loop.keeper.store and accelerator.is_main_process:
-                _write_run(loop.keeper.store, state, loop.held_out, better=better)
+                write_run(loop.keeper.store, state, loop.held_out, better=better)
             loop.keeper.save(state)
             if accelerator.trackers:
                 accelerator.log(record, step=epoch + 1)
-            # None ends before the main process has written; and all go on, or none: a signal may reach one alone.
-            asked = torch.tensor(float(loop.stop.number > 0), device=accelerator.device)
-            if accelerator.reduce(asked, "sum").item():
-                raise Stopped(loop.stop.number or SIGTERM)
+            # None ends before the main process has written.
+            _stop_together(loop.stop, accelerator)
     if loop.held_out and not math.isfinite(state.best_loss):
         raise InputError(
             f"The validation loss is not finite. Lower the learning rate (it is {settings.learning_rate:g})."
         )
 
 
-def _train_epoch(loop: _Loop, epoch: int, advance: Callable[[int], None]) -> float:
+def _stop_together(stop: StopRequest, accelerator: Accelerator) -> None:
+    """Raise `Stopped` in all processes if any was asked to stop: a signal may reach one alone."""
+    asked = torch.tensor(float(stop.number > 0), device=accelerator.device)
+    if accelerator.reduce(asked, "sum").item():
+        raise Stopped(stop.number or SIGTERM)
+
+
+def _train_epoch(loop: Loop, epoch: int, advance: Callable[[int], None]) -> float:
     """One pass over the training samples, or the rest of it; the mean loss a known label, auxiliary losses included."""
     state, settings = loop.state, loop.settings
     thaw(state.model, epoch)
@@ -242,7 +219,7 @@ def _train_epoch(loop: _Loop, epoch: int, advance: Callable[[int], None]) -> flo
     for step, positions in enumerate(BucketedBatches(loop.samples.sizes, settings.batch_size, settings.seed, epoch)):
         if step < done:
             continue
-        loss, labels, stop = _update(loop, epoch, step, positions)
+        loss, labels, stop = update(loop, epoch, step, positions)
         state.step, state.sums = step + 1, (state.sums[0] + loss, state.sums[1] + labels)
         advance(1)
         if stop or loop.keeper.is_due():
@@ -252,73 +229,6 @@ def _train_epoch(loop: _Loop, epoch: int, advance: Callable[[int], None]) -> flo
             loop.accelerator.wait_for_everyone()
             raise Stopped(loop.stop.number or SIGTERM)
     return state.sums[0] / max(state.sums[1], 1)
-
-
-def _update(loop: _Loop, epoch: int, step: int, positions: list[int]) -> tuple[float, float, bool]:
-    """One step of the optimizer, by all processes together.
-
-    Returns:
-        The sum of the losses, the known labels that it is over, and whether a process was asked to stop. A batch
-        that is left out counts as nothing.
-    """
-    state, settings, accelerator = loop.state, loop.settings, loop.accelerator
-    # Every random draw of a step is keyed, so that a resumed run repeats it.
-    torch.manual_seed(_key(settings.seed, epoch, step, accelerator.process_index))
-    statistics = [buffer.clone() for buffer in state.model.buffers()]
-    labels = int(loop.samples.known[positions].sum())
-
-    # The mean over the labels of all processes: DDP averages gradients, so we undo its division.
-    weight = accelerator.num_processes / max(labels, 1)
-    total = torch.zeros((), device=accelerator.device)
-    parts = parts_of(positions, accelerator, settings.accumulate)
-    for number, part in enumerate(parts):
-        batch = to_device(batch_of(loop.samples, part, positions), accelerator.device)
-        is_last = number == len(parts) - 1
-        with nullcontext() if is_last else accelerator.no_sync(loop.network):
-            with autocast(accelerator.device, settings.precision):
-                risk = loop.network(batch)
-            own, _ = state.model.loss(risk, batch)
-            state.scaler.scale(own * weight).backward()
-        total += own.detach()
-    state.scaler.unscale_(state.rule)
-    norm = accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip)
-
-    # All processes see the same: a gradient that is not finite in one of them is so in all, after DDP.
-    everyone = accelerator.reduce(torch.stack([total, total.new_tensor(float(loop.stop.number > 0))]), "sum")
-    loss, stop, length = *everyone.tolist(), norm.item()
-    finite = math.isfinite(loss) and (math.isfinite(length) or state.scaler.get_scale() > 1)
-    if finite:
-        state.scaler.step(state.rule)
-        state.schedule.step()
-        state.averaged.update()
-    else:
-        _leave_out(loop, epoch, step, positions, statistics)
-    # After a batch that was left out too: gradients are unscaled once an update.
-    state.scaler.update()
-    state.rule.zero_grad()
-    return (loss, labels, stop > 0) if finite else (0.0, 0.0, stop > 0)
-
-
-def _leave_out(loop: _Loop, epoch: int, step: int, positions: list[int], statistics: list[torch.Tensor]) -> None:
-    """Note a batch whose loss or gradient is not finite, and undo what it did to the statistics of the layers.
-
-    Raises:
-        InputError: there were too many.
-    """
-    history, store, most = loop.state.history, loop.keeper.store, loop.keeper.settings.skip
-    samples = hashed_samples(loop.samples.keys.iloc[positions], history.salt)
-    history.skipped.append({"epoch": epoch + 1, "step": step + 1, "salt": history.salt, "samples": samples})
-    if store and loop.accelerator.is_main_process:
-        write_whole(store / "skipped.jsonl", "".join(json.dumps(batch) + "\n" for batch in history.skipped))
-    if len(history.skipped) > most:
-        before = f" {most} batches were left out for that before." if most else ""
-        raise InputError(
-            f"The loss is not finite in epoch {epoch + 1}, step {step + 1}.{before} "
-            f"Lower the learning rate (it is {loop.state.schedule.get_last_lr()[0]:g})."
-        )
-    with torch.no_grad():
-        for buffer, before in zip(loop.state.model.buffers(), statistics, strict=True):
-            buffer.copy_(before)
 
 
 def _set_up(
@@ -353,42 +263,11 @@ def _go_on(keeper: Keeper, fingerprint: str, state: TrainingState, accelerator: 
         )
 
 
-def _end_epoch(state: TrainingState, record: dict[str, float], *, always: bool) -> bool:
-    """Note an epoch, and keep its weights if they are the best so far; always, or without validation, the last are."""
-    state.history.epochs.append(record)
-    state.step, state.sums = 0, (0.0, 0.0)
-    watched = record.get("valid_loss")
-    better = always or watched is None or watched < state.best_loss
-    if better:
-        state.best = copied_weights(state.averaged.module, state.fixed)
-        state.history.best_epoch = int(record["epoch"])
-        state.best_loss = math.inf if watched is None else watched
-    return better
-
-
-def _key(*numbers: int) -> int:
-    """One seed from several numbers, without collisions that addition would have."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-@torch.inference_mode()
-def _validation_loss(model: FusionModel, samples: Samples, batch_size: int, accelerator: Accelerator) -> float:
-    """Mean loss over the known labels; each process computes its share."""
-    model.eval()
-    sums = torch.zeros(2, device=accelerator.device)
-    batches = list(BucketedBatches(samples.sizes, batch_size, shuffle=False))
-    for positions in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = to_device(samples[positions], accelerator.device)
-        loss, labels = model.loss(model(batch), batch)
-        sums += torch.stack([loss, labels.float()])
-    total, count = accelerator.reduce(sums, "sum").tolist()
-    return total / max(count, 1)
-
-
-def _write_run(store: Path, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
-    """Write the history so far, and after a better epoch the model."""
-    write_whole(store / "history.jsonl", "".join(json.dumps(record) + "\n" for record in state.history.epochs))
-    if better:
-        best = state.averaged.module
-        best.thresholds_ = choose_thresholds(best, held_out) if held_out else {}
-        best.save(store / "model")
+def _leave(
+    model: FusionModel, state: TrainingState, held_out: Samples | None, *, failed: bool, accelerator: Accelerator
+) -> None:
+    """Leave the model with the best that was reached, also after Ctrl-C."""
+    if not state.history.epochs or (failed and accelerator.num_processes > 1):
+        # Nothing is learned yet; or what started the processes ends this one too, and waits for no thresholds.
+        state.thresholds = state.thresholds or {}
+    take_best(model, state, held_out)

@@ -17,6 +17,7 @@ from .checkpoint import TrainingState
 from .frozen_tokens import Samples, TokenKeeper
 from .model import FusionModel, require_cohort
 from .settings import TrainingSettings
+from .stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,11 +77,20 @@ def read_samples(
 
 
 def encoded_once(
-    state: TrainingState, train: tuple[PreparedSamples, Cohort], valid: tuple[PreparedSamples | None, Cohort | None]
+    state: TrainingState,
+    train: tuple[PreparedSamples, Cohort],
+    valid: tuple[PreparedSamples | None, Cohort | None],
+    stop: StopRequest,
 ) -> tuple[Samples, Samples | None]:
-    """The samples as networks that never learn see them, so that epochs touch only what learns."""
-    keeper = TokenKeeper(state.model)
-    samples, held_out = (own and keeper.keep(own, cohort.store) for own, cohort in (train, valid))
+    """The samples as networks that never learn see them, so that epochs touch only what learns.
+
+    As they are, where this process is asked to stop before all are encoded: the others are to hear of it first.
+    """
+    keeper = TokenKeeper(state.model, stop.hear)
+    try:
+        samples, held_out = (own and keeper.keep(own, cohort.store) for own, cohort in (train, valid))
+    except Stopped:
+        return train[0], valid[0]
     state.history.tuning += keeper.told
     return samples, held_out
 

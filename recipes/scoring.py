@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..datasets.errors import InputError
 from .comparison import Comparison, Say, compare, compare_by_folds, first_binary, write_comparison
 from .cross_validation import NOTICE, cross_validated_risks
 from .recipe import Recipe
@@ -33,6 +32,7 @@ def score_run(run: Run, data: Path, *, baselines: bool, resamples: int, say: Say
         say: prints a line.
     """
     from ..fusion import evaluate, paired_difference
+    from ..fusion.checkpoint import read_history
     from ..fusion.report import Report, write_report
 
     notice = ""
@@ -185,18 +185,3 @@ def curves(
         return {}
     matched = {name: labelled_risks(own, test, outcome=outcome) for name, own in risks.items()}
     return {name: (own.risk, own.label) for name, own in matched.items()}
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """The epochs of a run, as `fit` wrote them.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    import json
-
-    path = folder / "history.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged. Remove it: the report then has no curve of the training.") from error

@@ -42,7 +42,7 @@ def ward(patients: int) -> Cohort:
     return Cohort(outcomes=outcomes, labs=labs, static=static)
 
 
-def train_all(sizes: Sequence[int], batches: Sequence[int], told: Path) -> None:
+def train_all(sizes: Sequence[int], batches: Sequence[int], accumulate: int, told: Path) -> None:
     """Train on every number of patients with every batch size, in one program; each process tells what it got."""
     results: Told = {}
     for patients in sizes:
@@ -57,6 +57,7 @@ def train_all(sizes: Sequence[int], batches: Sequence[int], told: Path) -> None:
                 modality_dropout=0,
             )
             settings = {"epochs": 2, "batch_size": batch, "optimizer": "sgd", "learning_rate": 0.01, "average": 0}
+            settings["accumulate"] = accumulate
             try:
                 history = fit(model, cohort, progress=False, **settings)
             except InputError as error:
@@ -70,14 +71,24 @@ def train_all(sizes: Sequence[int], batches: Sequence[int], told: Path) -> None:
     (told / f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(results))
 
 
-def differences(folder: Path, processes: Sequence[int], sizes: Sequence[int], batches: Sequence[int]) -> list[str]:
-    """What was not as with one process; relative differences of losses and of risks of more than 1e-5 count."""
+def differences(
+    folder: Path, processes: Sequence[int], sizes: Sequence[int], batches: Sequence[int], *, accumulate: int = 1
+) -> list[str]:
+    """What was not as with one process; relative differences of losses and of risks of more than 1e-5 count.
+
+    Args:
+        folder: an empty one.
+        processes: how many train together, one after the other.
+        sizes, batches: numbers of patients, and of samples an update.
+        accumulate: parts that each of several processes divides its share of a batch into.
+    """
     wrong: list[str] = []
     told: dict[int, list[Told]] = {}
     for count in (1, *processes):
         place = folder / str(count)
         place.mkdir(exist_ok=True)
-        codes = end(start(train_all, sizes, batches, place, processes=count, said=place / "said"), patience=1800)
+        parts = 1 if count == 1 else accumulate
+        codes = end(start(train_all, sizes, batches, parts, place, processes=count, said=place / "said"), patience=1800)
         if set(codes) != {0}:
             said = (place / "said" / "0.txt").read_text()[-500:]
             return [f"{count} processes ended with {codes}: {said}"]

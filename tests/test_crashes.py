@@ -35,16 +35,18 @@ def test_a_run_that_is_asked_to_stop_is_gone_on_with(alone):
 
 
 def misbehave(kind: str, data: Path, folder: Path) -> None:
-    """Train in two processes, of which the second does something in its third update."""
+    """Train in two processes, of which the second, or both, do something in the third update."""
     from chiasm.fusion import FusionModel, training
 
-    real, updates = training._update, []
-    validate = training._validation_loss
+    real, updates = training.update, []
+    validate = training.validation_loss
 
     def update(*given):
         updates.append(1)
-        if len(updates) == 3 and os.environ["RANK"] == "1" and "between epochs" not in kind:
-            {"raises": raise_error, "is killed": kill, "sleeps": sleep, "gets a NaN": break_loss}[kind]()
+        if len(updates) == 3 and kind == "is asked to stop like the other":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(updates) == 3 and kind in deeds and os.environ["RANK"] == "1":
+            deeds[kind]()
         return real(*given)
 
     def raise_error():
@@ -71,7 +73,8 @@ def misbehave(kind: str, data: Path, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return validate(*given)
 
-    training._update, training._validation_loss = update, validation_loss
+    deeds = {"raises": raise_error, "is killed": kill, "sleeps": sleep, "gets a NaN": break_loss}
+    training.update, training.validation_loss = update, validation_loss
     train_run(data, folder, timeout=8)
 
 
@@ -111,6 +114,15 @@ def test_a_nan_in_one_process_is_left_out_by_all_and_they_go_on_together(pair, t
 def test_all_stop_where_one_process_alone_is_asked_to_between_two_epochs(pair, tmp_path):
     ended, said = outcome("is asked to stop between epochs", pair, tmp_path)
     assert ended == [128 + signal.SIGTERM] * 2, said
+
+
+def test_both_stop_in_order_where_both_are_asked_to_and_go_on_to_the_same_weights(pair, tmp_path):
+    ended, said = outcome("is asked to stop like the other", pair, tmp_path)
+    assert ended == [128 + signal.SIGTERM] * 2, said
+    folder = tmp_path / "run"
+    assert max((folder / "checkpoints").iterdir()).name == "00000-0000003"
+    assert end(start(train_run, pair.data, folder, processes=2, said=tmp_path / "again")) == [0, 0]
+    assert digest(folder / "model") == pair.expected
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import pandas as pd
 import pytest
@@ -132,6 +133,11 @@ def test_two_processes_train_what_one_trains_also_where_one_has_no_labs_or_no_pa
     assert differences(tmp_path, [2], sizes=[1, 2, 7], batches=[1, 3]) == []
 
 
+def test_two_processes_that_divide_their_shares_train_what_one_trains_at_once(tmp_path):
+    # Of 7 patients in batches of 3 a process has 2, 1 or no patient in an update, so 2, 1 or 1 parts.
+    assert differences(tmp_path, [2], sizes=[7], batches=[3, 7], accumulate=2) == []
+
+
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     assert make_accelerator().num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -156,8 +162,16 @@ def test_alone_a_process_decides_by_itself_and_keeps_its_weights():
 
 
 def lonely() -> None:
-    """Wait for a second process that was never started."""
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    """Look for a second process that was never started."""
+    import accelerate
+    from torch.distributed import TCPStore
+
+    def wait(**_: object) -> None:
+        # What Accelerate does at last, and would do for whole seconds.
+        TCPStore("127.0.0.1", 0, world_size=2, is_master=True, timeout=timedelta(milliseconds=100))
+
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    accelerate.Accelerator = wait
     make_accelerator(timeout=1)
 
 

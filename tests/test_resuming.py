@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from chiasm.datasets import InputError
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, fit, predict, stopping, training
 from chiasm.fusion.artifact import new_folder
+from chiasm.fusion.checkpoint import read_history
 from chiasm.fusion.stopping import Stopped, locked, stopping_in_order
 
 from .trained import SHORT, same, weights
@@ -23,7 +24,7 @@ from .trained import SHORT, same, weights
 @contextmanager
 def stopped(monkeypatch, *, after: int):
     """Ctrl-C when the epoch after so many is validated."""
-    real, calls = training._validation_loss, []
+    real, calls = training.validation_loss, []
 
     def stop(*given):
         calls.append(1)
@@ -31,10 +32,10 @@ def stopped(monkeypatch, *, after: int):
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(training, "_validation_loss", stop)
+    monkeypatch.setattr(training, "validation_loss", stop)
     with pytest.raises(KeyboardInterrupt):
         yield
-    monkeypatch.setattr(training, "_validation_loss", real)
+    monkeypatch.setattr(training, "validation_loss", real)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2])
@@ -80,7 +81,7 @@ def test_a_run_with_images_and_notes_goes_on_too(halves, patients, small_model, 
 def test_a_finished_run_is_not_run_again(halves, plan, monkeypatch, tmp_path):
     first, again = plan(), plan()
     fit(first, *halves, epochs=2, out=tmp_path, **SHORT)
-    monkeypatch.setattr(training, "_update", None)
+    monkeypatch.setattr(training, "update", None)
     history = fit(again, *halves, epochs=2, out=tmp_path, **SHORT)
     assert same(weights(first), weights(again))
     assert len(history.epochs) == 2
@@ -165,6 +166,66 @@ def test_the_newest_whole_checkpoint_is_gone_on_from_and_the_damaged_one_is_told
     assert fit(plan(), *halves, epochs=2, out=folder, **SHORT).warnings == ()
 
 
+@contextmanager
+def unreadable(monkeypatch, *names: str, error: OSError):
+    """Checkpoints that the system gives an error for, whoever asks: root may read everything."""
+    real = Path.open
+
+    def opened(path, *given, **named):
+        if path.parent.name in names:
+            raise error
+        return real(path, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", opened)
+        yield
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_the_newest_checkpoint_that_can_be_read_is_gone_on_from(halves, plan, run_folder, monkeypatch, tmp_path, error):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    model = plan()
+    with unreadable(monkeypatch, "00002-0000000", error=error):
+        history = fit(model, *halves, epochs=2, out=folder, **SHORT)
+    told = f"the checkpoint 00002-0000000 cannot be read ({type(error).__name__}), and the run goes on from 00001-"
+    assert [warning[: len(told)] for warning in history.warnings] == [told]
+    assert same(weights(model), weights(FusionModel.load(run_folder / "model")))
+    with (
+        unreadable(monkeypatch, "00001-0000000", "00002-0000000", error=error),
+        pytest.raises(InputError, match=r"the checkpoint 00002-0000000 cannot be read .* Give the right to read it"),
+    ):
+        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(halves, plan, run_folder, monkeypatch, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "checkpoints":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(PermissionError):
+        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+
+
+def test_a_checkpoint_that_cannot_be_removed_is_named(halves, plan, run_folder, monkeypatch, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    damage(newest(folder))
+    real = shutil.rmtree
+
+    def rmtree(path, **named):
+        if Path(path).name == "00002-0000000":
+            raise PermissionError(13, "Permission denied", str(path))
+        real(path, **named)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(InputError, match=r"00002-0000000 cannot be removed \(PermissionError\)\. Remove it"):
+        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+
+
 def test_where_all_checkpoints_are_damaged_nothing_is_begun_anew(halves, plan, run_folder, tmp_path):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     for checkpoint in (folder / "checkpoints").iterdir():
@@ -237,7 +298,7 @@ def test_a_run_folder_holds_a_readable_history_a_model_and_checkpoints_without_p
 @contextmanager
 def killed(monkeypatch, *, before: int, error: type[BaseException] = KeyboardInterrupt):
     """Nothing more happens from one update on, counted from 0."""
-    real, calls = training._update, []
+    real, calls = training.update, []
 
     def update(*given):
         calls.append(1)
@@ -246,7 +307,7 @@ def killed(monkeypatch, *, before: int, error: type[BaseException] = KeyboardInt
         return real(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_update", update)
+        patched.setattr(training, "update", update)
         with pytest.raises(error):
             yield
 
@@ -272,8 +333,8 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_weights_of_one_that_was_
     resumed = small_model(outcomes=patients.outcome_kinds)
     # What was done is not done again.
     done = []
-    real = training._update
-    monkeypatch.setattr(training, "_update", lambda *given: done.append(1) or real(*given))
+    real = training.update
+    monkeypatch.setattr(training, "update", lambda *given: done.append(1) or real(*given))
     history = fit(resumed, *halves, **settings)
     whole, expected = uninterrupted
     assert len(done) == 2 * math.ceil(len(halves[0]) / 3) - before
@@ -285,7 +346,7 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_weights_of_one_that_was_
 def test_a_run_that_is_asked_to_stop_ends_its_update_saves_and_goes_on_later(
     halves, patients, small_model, uninterrupted, monkeypatch, tmp_path, number
 ):
-    real, calls = training._update, []
+    real, calls = training.update, []
 
     def update(*given):
         calls.append(1)
@@ -295,7 +356,7 @@ def test_a_run_that_is_asked_to_stop_ends_its_update_saves_and_goes_on_later(
 
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_update", update)
+        patched.setattr(training, "update", update)
         with pytest.raises(Stopped, match=f"stopped by {number.name}") as stopped:
             fit(small_model(outcomes=patients.outcome_kinds), *halves, out=tmp_path, **EPOCHS)
     assert stopped.value.number == number
@@ -336,11 +397,31 @@ def test_what_a_kill_left_half_written_is_cleared(halves, plan, run_folder, tmp_
     assert not list(folder.rglob(".*"))
 
 
-def test_a_model_that_was_moved_away_is_written_again(halves, plan, run_folder, tmp_path):
+def test_what_was_moved_away_from_a_finished_run_is_written_again(halves, plan, run_folder, tmp_path):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     shutil.rmtree(folder / "model")
+    (folder / "history.jsonl").unlink()
     fit(plan(), *halves, epochs=2, out=folder, **SHORT)
-    assert same(weights(FusionModel.load(folder / "model")), weights(FusionModel.load(run_folder / "model")))
+    again, before = (FusionModel.load(own / "model") for own in (folder, run_folder))
+    assert same(weights(again), weights(before))
+    assert again.thresholds_ == before.thresholds_
+    assert (folder / "history.jsonl").read_bytes() == (run_folder / "history.jsonl").read_bytes()
+
+
+def test_a_validation_loss_that_is_not_finite_is_null_in_the_files_and_read_as_no_number(
+    halves, plan, monkeypatch, tmp_path
+):
+    script = iter([2.0, math.nan, math.inf, 1.0])
+    monkeypatch.setattr(training, "validation_loss", lambda *_: next(script))
+    for epochs in (3, 4):
+        with killed(monkeypatch, before=3) if epochs == 3 else nullcontext():
+            history = fit(plan(), *halves, epochs=4, batch_size=100, out=tmp_path, **SHORT)
+    for text in ((tmp_path / "history.jsonl").read_text(), (newest(tmp_path) / "run.json").read_text()):
+        assert text.count('"valid_loss": null') == 2
+        json.loads(text.splitlines()[0], parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    for epochs in (history.epochs, read_history(tmp_path)):
+        assert [math.isfinite(record["valid_loss"]) for record in epochs] == [True, False, False, True]
+    assert history.best_epoch == 4
 
 
 def test_two_runs_cannot_write_into_one_folder(halves, plan, tmp_path):

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from chiasm.datasets import InputError
 from chiasm.fusion import FusionModel
+from chiasm.fusion.checkpoint import read_history
 from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
 from chiasm.recipes.recipe import load_recipe
 from chiasm.recipes.runs import Run, check_risks_path, open_run
-from chiasm.recipes.scoring import read_history
 
 from .command import chiasm
 

@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import (
@@ -14,10 +17,13 @@ from chiasm.fusion import (
     CrossAttentionFusion,
     Ensemble,
     FusionModel,
+    epoch_end,
     fit,
+    numerics,
     predict,
     sample_hashes,
     training,
+    updating,
 )
 from torch.testing import assert_close
 from transformers import BertConfig
@@ -105,14 +111,54 @@ def test_a_batch_in_parts_trains_what_the_whole_batch_trains(patients, halves):
 
 def test_only_deterministic_algorithms_are_used_where_that_is_asked_for(halves, plan, monkeypatch):
     seen = []
-    real = training._update
+    real = training.update
     monkeypatch.setattr(
-        training, "_update", lambda *given: seen.append(torch.are_deterministic_algorithms_enabled()) or real(*given)
+        training, "update", lambda *given: seen.append(torch.are_deterministic_algorithms_enabled()) or real(*given)
     )
     for deterministic in (True, False):
         fit(plan(), *halves, epochs=1, batch_size=100, deterministic=deterministic, **SHORT)
     assert seen == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_has_no_deterministic_algorithm_is_told_with_the_remedy(halves, plan, monkeypatch):
+    real = FusionModel.loss
+
+    def loss(*given):
+        pooled, where = torch.nn.functional.max_pool1d(torch.ones(1, 4), 2, return_indices=True)
+        torch.nn.functional.max_unpool1d(pooled, where, 2)
+        return real(*given)
+
+    monkeypatch.setattr(FusionModel, "loss", loss)
+    fit(plan(), *halves, epochs=1, **SHORT)
+    with pytest.raises(InputError, match=r"no deterministic algorithm for max_unpool.* Leave deterministic out"):
+        fit(plan(), *halves, epochs=1, deterministic=True, **SHORT)
+    with pytest.raises(RuntimeError, match="something else"), numerics.repeatable(True):
+        raise RuntimeError("something else")
+
+
+def test_cublas_is_told_to_repeat_itself_before_the_gpu_is_used(monkeypatch):
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    # So that it is taken back whatever happens.
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    numerics.prepare_to_repeat(True)
+    assert name not in os.environ
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    numerics.prepare_to_repeat(False)
+    assert name not in os.environ
+    numerics.prepare_to_repeat(True)
+    assert os.environ[name] == ":4096:8"
+    monkeypatch.setenv(name, ":16:8")
+    numerics.prepare_to_repeat(True)
+    assert os.environ[name] == ":16:8"
+    monkeypatch.setenv(name, ":0:0")
+    with pytest.raises(InputError, match=r"needs CUBLAS_WORKSPACE_CONFIG=:4096:8 .* and it is :0:0\. Set it"):
+        numerics.prepare_to_repeat(True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.delenv(name)
+    with pytest.raises(InputError, match=r"before the GPU is first used, and it is not set\. Set it"):
+        numerics.prepare_to_repeat(True)
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine(halves, plan):
@@ -205,7 +251,7 @@ def scripted(monkeypatch, losses):
             raise value
         return value
 
-    monkeypatch.setattr(training, "_validation_loss", loss)
+    monkeypatch.setattr(training, "validation_loss", loss)
     return seen
 
 
@@ -253,6 +299,29 @@ def test_ctrl_c_leaves_the_best_weights_in_the_model_and_in_the_folder(halves, p
     assert same(weights(again), seen[1])
     assert again.thresholds_ == model.thresholds_
     assert predict(again, halves[1]).equals(predict(model, halves[1]))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_other_processes_are_told_of_a_failure_before_anything_is_computed_for_the_end(
+    halves, plan, monkeypatch, processes
+):
+    order: list[str] = []
+
+    class Ending(training.EndingTogether):
+        def __exit__(self, *given: object) -> None:
+            super().__exit__(*given)
+            order.append("told")
+            monkeypatch.setattr(Accelerator, "num_processes", processes)
+
+    monkeypatch.setattr(training, "EndingTogether", Ending)
+    monkeypatch.setattr(epoch_end, "choose_thresholds", lambda *_: order.append("chosen") or {"died": 0.3})
+    scripted(monkeypatch, [1.0, InputError("scan 7 cannot be read.")])
+    model = plan()
+    with pytest.raises(InputError, match="scan 7"):
+        fit(model, *halves, epochs=2, **SHORT)
+    # Where a launcher ends all, nobody waits for thresholds.
+    assert order == ["told", "chosen"][: 3 - processes]
+    assert model.thresholds_ == ({"died": 0.3} if processes == 1 else {})
 
 
 def test_a_validation_loss_that_is_never_finite_is_an_error_and_not_an_untrained_model(halves, plan, monkeypatch):
@@ -421,7 +490,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_named_and_leaves_nothing_beh
 ):
     broken(monkeypatch, steps={1}, part=part)
     seen = []
-    real = training._update
+    real = training.update
 
     def update(loop, epoch, step, positions):
         before = weights(loop.state.model)
@@ -429,7 +498,7 @@ def test_a_batch_that_is_not_finite_is_left_out_and_named_and_leaves_nothing_beh
         seen.append((positions, same(before, weights(loop.state.model))))
         return result
 
-    monkeypatch.setattr(training, "_update", update)
+    monkeypatch.setattr(training, "update", update)
     model = small_model(outcomes=patients.outcome_kinds)
     history = fit(model, *halves, epochs=1, batch_size=3, out=tmp_path, **SHORT)
     # The second update changed no weight and no statistic of a batch norm.
@@ -447,6 +516,56 @@ def test_a_loss_that_is_not_finite_is_left_out_in_fp16_too(halves, plan, monkeyp
     history = fit(plan(), *halves, epochs=2, batch_size=3, precision="fp16", **SHORT)
     assert [(own["epoch"], own["step"]) for own in history.skipped] == [(1, 2)]
     assert len(history.epochs) == 2
+
+
+def narrow(monkeypatch, change):
+    """Change losses by `change(loss, step)`, where steps are counted from 0; returns the scales after each update."""
+    real_loss, real_backward, real_update, now, scales = FusionModel.loss, updating._backward, training.update, [], []
+
+    def backward(loop, epoch, step, *given):
+        now[:] = [step]
+        return real_backward(loop, epoch, step, *given)
+
+    def loss(model, risk, batch):
+        total, labels = real_loss(model, risk, batch)
+        return (change(total, now[0]) if model.training else total), labels
+
+    def update(loop, *given):
+        result = real_update(loop, *given)
+        scales.append(loop.state.scaler.get_scale())
+        return result
+
+    monkeypatch.setattr(updating, "_backward", backward)
+    monkeypatch.setattr(FusionModel, "loss", loss)
+    monkeypatch.setattr(training, "update", update)
+    return scales
+
+
+def test_a_gradient_that_no_scale_makes_finite_is_left_out_in_fp16_at_once(halves, plan, monkeypatch):
+    # The square root of 0 is 0, and its slope is infinite.
+    scales = narrow(monkeypatch, lambda total, step: total + (total * 0).sqrt() if step == 1 else total)
+    history = fit(plan(), *halves, epochs=2, batch_size=3, precision="fp16", **SHORT)
+    assert [(own["epoch"], own["step"]) for own in history.skipped] == [(1, 2), (2, 2)]
+    # A smaller one would only have made the other gradients vanish.
+    assert set(scales) == {65536.0}
+
+
+def test_a_gradient_that_is_too_large_for_fp16_alone_halves_the_scale_and_is_no_fault_of_the_batch(
+    halves, plan, monkeypatch
+):
+    scales = narrow(monkeypatch, lambda total, _: total * 100)
+    history = fit(plan(), *halves, epochs=4, batch_size=3, precision="fp16", **SHORT)
+    assert history.skipped == []
+    # It falls until the gradients are finite, and no further.
+    assert all(after in (before, before / 2) for before, after in pairwise([65536.0, *scales]))
+    assert 1 < scales[-2] == scales[-1] < 65536
+
+
+def test_a_scale_that_cannot_fall_further_ends_the_training_with_the_remedy(halves, plan, monkeypatch):
+    scales = narrow(monkeypatch, lambda total, _: total * 1e9)
+    with pytest.raises(InputError, match=r"are too large for fp16, .* Give precision=\"bf16\" or \"fp32\", or lower"):
+        fit(plan(), *halves, epochs=20, batch_size=3, precision="fp16", **SHORT)
+    assert scales == [65536.0 / 2**count for count in range(1, 17)]
 
 
 def test_too_many_batches_that_are_not_finite_end_the_training_and_all_are_named(halves, plan, monkeypatch, tmp_path):

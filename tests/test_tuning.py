@@ -272,7 +272,7 @@ def test_a_tuned_model_is_saved_with_all_that_it_has_and_a_stopped_run_goes_on_t
     settings = {"epochs": 2, "batch_size": 5, "learning_rate": 1e-2, **SHORT, "average": 0.5}
     whole = model_of(tuning)
     history = fit(whole, *halves, out=tmp_path / "whole", **settings)
-    real, calls = training._validation_loss, []
+    real, calls = training.validation_loss, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -280,10 +280,10 @@ def test_a_tuned_model_is_saved_with_all_that_it_has_and_a_stopped_run_goes_on_t
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(training, "_validation_loss", stopping)
+    monkeypatch.setattr(training, "validation_loss", stopping)
     with pytest.raises(KeyboardInterrupt):
         fit(model_of(tuning), *halves, out=tmp_path / "run", **settings)
-    monkeypatch.setattr(training, "_validation_loss", real)
+    monkeypatch.setattr(training, "validation_loss", real)
     resumed = model_of(tuning)
     fit(resumed, *halves, out=tmp_path / "run", **settings)
     assert same(state(resumed), state(whole))

@@ -1,0 +1,76 @@
+"""What follows an epoch: its weights are validated, kept if they are the best so far, and written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..datasets.prepared import BucketedBatches
+from .checkpoint import HISTORY, TrainingState, write_history
+from .frozen_tokens import Samples
+from .inference import choose_thresholds, to_device
+from .learning import copied_weights
+from .model import FusionModel
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@torch.inference_mode()
+def validation_loss(model: FusionModel, samples: Samples, batch_size: int, accelerator: Accelerator) -> float:
+    """Mean loss over the known labels; each process computes its share."""
+    model.eval()
+    sums = torch.zeros(2, device=accelerator.device)
+    batches = list(BucketedBatches(samples.sizes, batch_size, shuffle=False))
+    for positions in batches[accelerator.process_index :: accelerator.num_processes]:
+        batch = to_device(samples[positions], accelerator.device)
+        loss, labels = model.loss(model(batch), batch)
+        sums += torch.stack([loss, labels.float()])
+    total, count = accelerator.reduce(sums, "sum").tolist()
+    return total / max(count, 1)
+
+
+def end_epoch(state: TrainingState, record: dict[str, float], *, always: bool) -> bool:
+    """Note an epoch, and keep its weights if they are the best so far; always, or without validation, the last are."""
+    state.history.epochs.append(record)
+    state.step, state.sums = 0, (0.0, 0.0)
+    watched = record.get("valid_loss")
+    better = always or watched is None or watched < state.best_loss
+    if better:
+        state.best = copied_weights(state.averaged.module, state.fixed)
+        state.history.best_epoch, state.thresholds = int(record["epoch"]), None
+        state.best_loss = math.inf if watched is None else watched
+    return better
+
+
+def write_run(store: Path, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
+    """Write the history so far, and after a better epoch the model."""
+    write_history(store, state.history.epochs)
+    if better:
+        _save_best(store, state, held_out)
+
+
+def write_what_is_missing(store: Path, state: TrainingState, held_out: Samples | None) -> None:
+    """Write again what was moved away from a run that was done before."""
+    if not (store / HISTORY).exists():
+        write_history(store, state.history.epochs)
+    if not (store / "model").exists():
+        _save_best(store, state, held_out)
+
+
+def _save_best(store: Path, state: TrainingState, held_out: Samples | None) -> None:
+    best = state.averaged.module
+    take_best(best, state, held_out)
+    best.save(store / "model")
+
+
+def take_best(model: FusionModel, state: TrainingState, held_out: Samples | None) -> None:
+    """Give a model the best weights so far, and the thresholds that are chosen with them once."""
+    model.load_state_dict(state.best)
+    model.eval()
+    if state.thresholds is None:
+        state.thresholds = choose_thresholds(model, held_out) if held_out else {}
+    model.thresholds_ = state.thresholds

@@ -1,0 +1,152 @@
+"""One update of all weights, by all processes together; or none, where a number in it is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..datasets.errors import InputError
+from .artifact import write_whole
+from .checkpoint import Keeper, TrainingState
+from .frozen_tokens import Samples
+from .inference import to_device
+from .numerics import autocast
+from .settings import TrainingSettings
+from .stopping import StopRequest
+from .training_samples import batch_of, hashed_samples, parts_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What training goes round with."""
+
+    state: TrainingState
+    network: nn.Module
+    """The model as the processes share it."""
+    samples: Samples
+    held_out: Samples | None
+    settings: TrainingSettings
+    keeper: Keeper
+    accelerator: Accelerator
+    stop: StopRequest
+
+
+def update(loop: Loop, epoch: int, step: int, positions: list[int]) -> tuple[float, float, bool]:
+    """One step of the optimizer, by all processes together.
+
+    Returns:
+        The sum of the losses, the known labels that it is over, and whether a process was asked to stop. A batch
+        that is left out counts as nothing.
+    """
+    state, settings, accelerator = loop.state, loop.settings, loop.accelerator
+    statistics = [buffer.clone() for buffer in state.model.buffers()]
+    labels = int(loop.samples.known[positions].sum())
+    total = _backward(loop, epoch, step, positions, labels, settings.precision)
+    state.scaler.unscale_(state.rule)
+    norm = accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip)
+
+    # All processes see the same: a gradient that is not finite in one of them is so in all, after DDP.
+    everyone = accelerator.reduce(torch.stack([total, total.new_tensor(float(loop.stop.number > 0))]), "sum")
+    loss, stop, length = *everyone.tolist(), norm.item()
+    counted = True
+    if math.isfinite(loss) and math.isfinite(length):
+        state.scaler.step(state.rule)
+        state.schedule.step()
+        state.averaged.update()
+        state.scaler.update()
+    elif math.isfinite(loss) and _overflows(loop, epoch, step, positions, labels):
+        # Not the batch's fault: it trains nothing this time, and what follows is scaled by half as much.
+        _restore(state.model, statistics)
+        state.scaler.update()
+    else:
+        counted = False
+        _restore(state.model, statistics)
+        _leave_out(loop, epoch, step, positions)
+        # Whatever the scale, it would not be finite.
+        state.scaler.update(state.scaler.get_scale())
+    state.rule.zero_grad()
+    return (loss, labels, stop > 0) if counted else (0.0, 0.0, stop > 0)
+
+
+def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: int, precision: str) -> torch.Tensor:
+    """Gradients of the mean loss over a batch; the sum of this process's losses."""
+    state, settings, accelerator = loop.state, loop.settings, loop.accelerator
+    # Every random draw of a step is keyed, so that a resumed run repeats it.
+    torch.manual_seed(_key(settings.seed, epoch, step, accelerator.process_index))
+    # The mean over the labels of all processes: DDP averages gradients, so we undo its division.
+    weight = accelerator.num_processes / max(labels, 1)
+    total = torch.zeros((), device=accelerator.device)
+    parts = parts_of(positions, accelerator, settings.accumulate)
+    for number, part in enumerate(parts):
+        batch = to_device(batch_of(loop.samples, part, positions), accelerator.device)
+        is_last = number == len(parts) - 1
+        with nullcontext() if is_last else accelerator.no_sync(loop.network):
+            with autocast(accelerator.device, precision):
+                risk = loop.network(batch)
+            own, _ = state.model.loss(risk, batch)
+            scaled = state.scaler.scale(own * weight) if precision == settings.precision else own * weight
+            scaled.backward()
+        total += own.detach()
+    return total
+
+
+def _overflows(loop: Loop, epoch: int, step: int, positions: list[int], labels: int) -> bool:
+    """Whether gradients that are not finite in fp16 are so in fp32, by computing them once more.
+
+    Raises:
+        InputError: they are finite in fp32, and the scale cannot become less.
+    """
+    state, settings = loop.state, loop.settings
+    if settings.precision != "fp16":
+        return False
+    state.rule.zero_grad()
+    _backward(loop, epoch, step, positions, labels, "fp32")
+    norm = loop.accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip).item()
+    if math.isfinite(norm) and state.scaler.get_scale() <= 1:
+        raise InputError(
+            f"The gradients in epoch {epoch + 1}, step {step + 1} are too large for fp16, whatever they are scaled by. "
+            f'Give precision="bf16" or "fp32", or lower the learning rate (it is {settings.learning_rate:g}).'
+        )
+    return math.isfinite(norm)
+
+
+def _restore(model: nn.Module, statistics: list[torch.Tensor]) -> None:
+    """Undo what a batch did to the statistics of the layers."""
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+
+
+def _leave_out(loop: Loop, epoch: int, step: int, positions: list[int]) -> None:
+    """Note a batch whose loss or gradient is not finite.
+
+    Raises:
+        InputError: there were too many.
+    """
+    history, store, most = loop.state.history, loop.keeper.store, loop.keeper.settings.skip
+    samples = hashed_samples(loop.samples.keys.iloc[positions], history.salt)
+    history.skipped.append({"epoch": epoch + 1, "step": step + 1, "salt": history.salt, "samples": samples})
+    if store and loop.accelerator.is_main_process:
+        write_whole(store / "skipped.jsonl", "".join(json.dumps(batch) + "\n" for batch in history.skipped))
+    if len(history.skipped) > most:
+        before = f" {most} batches were left out for that before." if most else ""
+        narrow = ', or give precision="bf16" or "fp32"' if loop.settings.precision == "fp16" else ""
+        raise InputError(
+            f"The loss is not finite in epoch {epoch + 1}, step {step + 1}.{before} "
+            f"Lower the learning rate (it is {loop.state.schedule.get_last_lr()[0]:g}){narrow}."
+        )
+
+
+def _key(*numbers: int) -> int:
+    """One seed from several numbers, without collisions that addition would have."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
