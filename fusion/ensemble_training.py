@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..datasets.arguments import as_path
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from .checkpoint import History
@@ -12,6 +13,7 @@ from .ensemble import Ensemble
 from .inference import predict
 from .metrics import best_threshold
 from .model import FusionModel
+from .processes import alone_in
 from .settings import LARGEST_SEED, require_whole
 from .training import fit
 
@@ -44,7 +46,8 @@ def fit_ensemble(
         The ensemble, and what happened in the training of each member.
 
     Raises:
-        InputError: no members, seeds out of range, or what `fit` and `Ensemble` refuse.
+        InputError: no members, seeds out of range, another run in the same folder, or what `fit` and `Ensemble`
+            refuse.
 
     Example:
         >>> ensemble, histories = fit_ensemble(make_model, train, valid, members=5, training={"epochs": 12})
@@ -60,17 +63,20 @@ def fit_ensemble(
             "has its own: lambda: FusionModel(...)."
         )
     models, histories = [], []
-    for number in range(members):
-        model = make_model()
-        folder = None if out is None else Path(out) / "members" / str(number)
-        start = None if number else on_start
-        histories.append(fit(model, train, valid, seed=seed + number, out=folder, on_start=start, **(training or {})))
-        models.append(model)
-    ensemble = Ensemble(models)
-    if valid is not None:
-        ensemble.thresholds_ = _thresholds(ensemble, valid)
-    if out is not None:
-        _save_once(ensemble, Path(out) / "model")
+    store = None if out is None else as_path("out", out)
+    with alone_in(store):
+        for number in range(members):
+            model = make_model()
+            folder = store and store / "members" / str(number)
+            start = None if number else on_start
+            given = {"seed": seed + number, "out": folder, "on_start": start} | dict(training or {})
+            histories.append(fit(model, train, valid, **given))
+            models.append(model)
+        ensemble = Ensemble(models)
+        if valid is not None:
+            ensemble.thresholds_ = _thresholds(ensemble, valid)
+        if store:
+            _save_once(ensemble, store / "model")
     return ensemble, histories
 
 

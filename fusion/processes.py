@@ -7,12 +7,14 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..datasets.errors import InputError
-from .stopping import Stopped
+from .stopping import Stopped, locked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,6 +33,17 @@ _trainings = itertools.count()
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks: the first of its launcher, or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def alone_in(folder: Path | None) -> Iterator[None]:
+    """Keep other runs out of a folder, if there is one; the main of several processes does.
+
+    Raises:
+        InputError: another process writes into it, or it cannot be made or read.
+    """
+    with locked(folder) if folder and is_main_process() else nullcontext():
+        yield
 
 
 def wait_for_everyone() -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..datasets.errors import InputError
@@ -68,28 +69,59 @@ def stopping_in_order() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+_held: ContextVar[frozenset[tuple[int, int]]] = ContextVar("held", default=frozenset())
+"""Folders that the block we are in has locked, by device and inode."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other run out of a folder, which is made if it is not there. A kill unlocks it.
 
+    A block inside the block may lock the same folder again. If nothing was written into a folder that was made, it
+    goes again.
+
     Raises:
         InputError: another process writes into it, or it cannot be made or read.
     """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor, own = _opened(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({type(error).__name__}). Give another place.") from error
+    outer = _held.get()
+    token = _held.set(outer | {own})
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"Another run writes into {folder}. Give another folder, or wait until that one has ended."
-            ) from error
-        except OSError:
-            # Some file systems of networks know no locks.
-            pass
+        if own not in outer:
+            _lock(descriptor, own, folder)
         yield
     finally:
+        _held.reset(token)
+        for place in missing:
+            try:
+                place.rmdir()
+            except OSError:
+                # Something was written there.
+                break
         os.close(descriptor)
+
+
+def _opened(folder: Path) -> tuple[int, tuple[int, int]]:
+    """A folder that is made if it is not there: open, and what tells it from others under whatever name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    status = os.fstat(descriptor)
+    return descriptor, (status.st_dev, status.st_ino)
+
+
+def _lock(descriptor: int, own: tuple[int, int], folder: Path) -> None:
+    busy = f"Another run writes into {folder}. Give another folder, or wait until that one has ended."
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(busy) from error
+    except OSError:
+        # Some file systems of networks know no locks.
+        return
+    if not folder.exists() or (folder.stat().st_dev, folder.stat().st_ino) != own:
+        # Another one made it, wrote nothing and removed it again in this moment.
+        raise InputError(busy)

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..datasets.errors import InputError
-from ..fusion.processes import PATIENCE, is_main_process
+from ..fusion.processes import PATIENCE, alone_in, is_main_process
 
 STOPPED = (
     "Stopped. The same command goes on: chiasm train has kept its best weights, and chiasm tune its finished trials."
@@ -89,7 +89,8 @@ def demo(
     """
     from .demonstration import demonstrate
 
-    demonstrate(out, patients=patients, assignments=set_, resamples=resamples, jobs=jobs, say=say)
+    with alone_in(out):
+        demonstrate(out, patients=patients, assignments=set_, resamples=resamples, jobs=jobs, say=say)
 
 
 @app.command()
@@ -145,9 +146,15 @@ def train(
     ] = None,
     set_: SetOption = [],  # noqa: B006 - typer copies it
     store: StoreOption = None,
-    save_every: Annotated[float, typer.Option(help="Minutes after which a checkpoint is due within an epoch.")] = 10.0,
-    timeout: Annotated[float, typer.Option(help="Seconds that a process waits for the others.")] = PATIENCE,
-    tracker: Annotated[list[str], typer.Option(help="Experiment tracker, such as tensorboard; repeatable.")] = [],  # noqa: B006
+    save_every: Annotated[
+        float | None, typer.Option(help="Minutes after which a checkpoint is due within an epoch. [default: 10]")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help=f"Seconds that a process waits for the others. [default: {PATIENCE:g}]")
+    ] = None,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="Experiment tracker, such as tensorboard; repeatable.")
+    ] = None,
 ) -> None:
     """Train a recipe; run it again with the same --out, or with --resume, to go on where it was stopped.
 
@@ -162,10 +169,13 @@ def train(
         run, data = begun_run(resume, recipe, data, store=store)
     else:
         run, data = new_run(recipe, data, out, set_, store=store)
-    run = run.keeping_by(save_every=save_every, timeout=timeout, trackers=tuple(tracker))
-    run.train(data, say=say)
-    if run.recipe.is_cross_validated:
-        cross_validate(run, data, say=say)
+    # What is typed goes before what the recipe says.
+    typed = {"save_every": save_every, "timeout": timeout, "trackers": tuple(tracker) if tracker else None}
+    run = run.keeping_by(**{name: value for name, value in typed.items() if value is not None})
+    with alone_in(run.folder):
+        run.train(data, say=say)
+        if run.recipe.is_cross_validated:
+            cross_validate(run, data, say=say)
     say(f"The model is in {run.model_folder}. Next: chiasm evaluate {run.folder} --data {data}")
 
 
@@ -247,7 +257,8 @@ def compare(
     own = load_recipe(recipe, set_, store=store)
     # As names one by one or several with commas between; an empty text is no head at all.
     chosen = None if heads is None else [name for word in heads for name in word.replace(",", " ").split()]
-    compare_recipe(own, data, out, pairs=pairs, heads=chosen, resamples=resamples, jobs=jobs, say=say)
+    with alone_in(out):
+        compare_recipe(own, data, out, pairs=pairs, heads=chosen, resamples=resamples, jobs=jobs, say=say)
 
 
 @app.command()

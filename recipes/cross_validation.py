@@ -50,7 +50,7 @@ def cross_validate(run: Run, data: Path, *, say: Callable[[object], None]) -> No
                     continue
                 # Too few patients for a validation part that means something: a fixed number of epochs.
                 model = recipe.model(rest)
-                fit(model, rest, None, **recipe.training() | {"progress": False})
+                fit(model, rest, None, **recipe.training(kept=False) | {"progress": False})
                 if is_main_process():
                     write_risks(predict(model, fold), path)
             say(f"cross-validation {name}: repeat {repeat + 1} of {recipe.settings.repeats} done")
@@ -72,8 +72,8 @@ def out_of_fold_risks(run: Run, name: str, recipe: Recipe, cohort: Cohort) -> pd
     missing = sum(not path.is_file() for path in paths)
     if missing:
         raise InputError(
-            f"The run is not finished: of the {len(paths)} folds {name}, {missing} are not there for these data and "
-            "settings. Run chiasm train again with the same --data and --out."
+            f"The run is not finished: of the {len(paths)} folds {name}, {missing} are not there for these data, "
+            "settings and recipe. Run chiasm train again with the same --data and --out."
         )
     table = pd.concat([_read_fold(path) for path in paths], ignore_index=True)
     by_sample = table.groupby(["subject_id", "prediction_time", "outcome"])
@@ -149,8 +149,8 @@ def _fold_paths(run: Run, name: str, recipe: Recipe, cohort: Cohort) -> dict[tup
 
 
 def _fingerprint(recipe: Recipe, cohort: Cohort) -> str:
-    """What must be equal for the risks of a fold to be kept: the settings, and all that is known of all patients."""
-    digest = hashlib.sha256(json.dumps([recipe.name, recipe.stated_settings, cohort.history]).encode())
+    """What must be equal for the risks of a fold to be kept: recipe, settings, and all that is known of patients."""
+    digest = hashlib.sha256(json.dumps([recipe.digest or recipe.name, recipe.stated_settings, cohort.history]).encode())
     for name in ("outcomes", *cohort.modalities):
         # Files are told by what is in them, so that the data may be moved.
         table = getattr(cohort, name).drop(columns="path", errors="ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -73,6 +74,16 @@ class Recipe:
         # A module does not travel to another process, where it is loaded again.
         return partial(load_recipe, self.name, (), self.stated_settings, store=self.store), ()
 
+    @property
+    def file(self) -> Path | None:
+        """Where it stands, if it is a user's own."""
+        return None if self.name in BUILT_IN else Path(self.name).resolve()
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of its file, if it is a user's own: the same recipe by whatever path."""
+        return self.file and hashlib.sha256(self.file.read_bytes()).hexdigest()
+
     def read(self, data: Path) -> Cohort:
         """Whose risk, when, from what: those whose outcome can be learned from or held against a risk."""
         return self.stored(self.module.read(data, self.settings))
@@ -103,9 +114,10 @@ class Recipe:
         """The model, not yet trained."""
         return self.module.model(cohort, self.settings)
 
-    def training(self) -> dict[str, object]:
-        """Arguments of `fit`."""
-        return self.module.training(self.settings)
+    def training(self, *, kept: bool = True) -> dict[str, object]:
+        """Arguments of `fit`; of a model that is not kept in a folder, without trackers, which may want one."""
+        told = self.module.training(self.settings)
+        return told if kept else {name: value for name, value in told.items() if name != "trackers"}
 
     @property
     def stated_settings(self) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import secrets
 import shutil
@@ -18,7 +19,7 @@ import pandas as pd
 from ..datasets.errors import InputError
 from ..datasets.files import find_table, read_cohort
 from ..datasets.tables import EVENT_TABLES
-from .recipe import Recipe, load_recipe
+from .recipe import BUILT_IN, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,9 @@ class Run:
                 f"{self.folder} holds a run that was trained on other patients. Give another --out, or the data of "
                 "that run to go on with it."
             )
+        if not earlier and self._has_checkpoints():
+            # Whether they are of this run, data and settings, is seen before it is written.
+            say(f"{self.folder} holds checkpoints, but no {_RUN}, which is written again")
         if earlier:
             say(f"{self.folder} holds this run already: it goes on where it was stopped")
         # Nothing is written before the data and the settings were found to be in order.
@@ -146,10 +150,8 @@ class Run:
             InputError: the folder holds something else, or a run of another recipe or other settings.
         """
         if not (self.folder / _RUN).is_file():
-            if next(self.folder.rglob("checkpoints/*/manifest.json"), None):
-                raise InputError(
-                    f"{self.folder} has checkpoints, but no {_RUN}. Take that from a backup, or give another --out."
-                )
+            if self._has_checkpoints():
+                return None
             # What a kill left half-written has a name that begins with a dot, or is a member of which nothing is done.
             others = {path.name for path in self.folder.glob("*") if not path.name.startswith(".")} - {"members"}
             if self.folder.is_file() or others:
@@ -160,24 +162,41 @@ class Run:
             return None
         earlier = _read_run(self.folder)
         mine = json.loads(json.dumps(self.recipe.stated_settings))
-        if earlier["recipe"] != self.recipe.name or earlier["settings"] != mine:
+        if not self._is_of(earlier):
+            raise InputError(
+                f"{self.folder} holds a run of another recipe, {earlier['recipe']}. Give another --out, or that recipe "
+                "to go on with it."
+            )
+        if earlier["settings"] != mine:
             raise InputError(
                 f"{self.folder} holds a run of {earlier['recipe']} with other settings. "
                 "Give another --out, or the same recipe and settings to go on with it."
             )
         return earlier
 
+    def _has_checkpoints(self) -> bool:
+        return next(self.folder.rglob("checkpoints/*/manifest.json"), None) is not None
+
+    def _is_of(self, earlier: Mapping[str, object]) -> bool:
+        """Whether an earlier run is of this recipe: by name, or, of one's own, by its place or its content."""
+        name, own = str(earlier["recipe"]), self.recipe.file
+        if own is None or name in BUILT_IN:
+            return name == self.recipe.name
+        return Path(name).resolve() == own or earlier.get("recipe_sha256") == self.recipe.digest
+
     def _write(self, data: Path, cohort: Cohort, parts: dict[str, Cohort]) -> None:
         from ..fusion.artifact import write_whole
 
-        salt = secrets.token_hex(8)
+        salt, own = secrets.token_hex(8), self.recipe.file
         told = {
             "schema": 1,
-            "recipe": self.recipe.name,
+            "recipe": self.recipe.name if own is None else str(own),
+            "recipe_sha256": self.recipe.digest,
             "settings": self.recipe.stated_settings,
             "data": str(data.resolve()),
             "data_sha256": _digest(cohort),
-            "commit": _commit(Path(self.recipe.module.__file__).parent),
+            "commit": commit_of(Path(__file__).resolve(), folder=f"{Path(__file__).resolve().parent.name}/"),
+            "recipe_commit": own and commit_of(own),
             "versions": {name: version(name) for name in _TOLD_VERSIONS} | {"python": platform.python_version()},
             "attrition": cohort.attrition.to_dict("records"),
             "salt": salt,
@@ -199,14 +218,34 @@ def _digest(cohort: Cohort) -> str:
     return digest.hexdigest()
 
 
-def _commit(folder: Path) -> str | None:
-    """The git commit that a recipe's folder is at, with "-dirty" where files were changed; None if it has none."""
+def commit_of(file: Path, *, folder: str | None = None) -> str | None:
+    """The git commit of the repository that keeps a file, with "-dirty" where files there were changed.
+
+    Args:
+        file: resolved.
+        folder: where in its repository the file has to be, with a slash at its end; anywhere, unless given.
+
+    Returns:
+        None where no repository keeps it, such as in an environment that lies inside somebody's repository.
+    """
     git = shutil.which("git")
     if git is None:
         return None
-    words = [git, "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    told = subprocess.run(words, capture_output=True, text=True, check=False)
-    return told.stdout.strip() or None
+    # In a hook of git, variables name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def told(*words: str) -> str | None:
+        asked = [git, "-C", str(file.parent), *words]
+        ended = subprocess.run(
+            asked, capture_output=True, text=True, check=False, env=environment | {"GIT_OPTIONAL_LOCKS": "0"}
+        )
+        return ended.stdout.strip() if ended.returncode == 0 else None
+
+    if told("ls-files", "--error-unmatch", "--", file.name) is None:
+        return None
+    if folder is not None and told("rev-parse", "--show-prefix") != folder:
+        return None
+    return told("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
 
 
 def _pseudonyms(parts: Sequence[Cohort], salt: str) -> list[str]:
@@ -280,6 +319,10 @@ def _seal(told: dict[str, object]) -> str:
 def _read_run(folder: Path) -> dict:
     path = folder / _RUN
     if not path.is_file():
+        if (folder / "checkpoints").is_dir() or (folder / "members").is_dir():
+            raise InputError(
+                f"{folder} has lost its {_RUN}. The command that began it, with the same --out, writes it again."
+            )
         raise InputError(f"{folder} is no run: it has no {_RUN}. Give a folder that chiasm train wrote.")
     try:
         told = json.loads(path.read_text())

@@ -212,7 +212,7 @@ def _fold_scores(search: Search, recipe: Recipe) -> Iterator[tuple[float, list[L
     """Of each fold the score, and the risks of its patients for each binary outcome."""
     from ..fusion import fit
 
-    training = recipe.training() | {"progress": False}
+    training = recipe.training(kept=False) | {"progress": False}
     for rest, fold in search.parts:
         # Without validation where the recipe's own folds have none.
         valid = None if recipe.is_cross_validated and search.binary else fold

@@ -175,7 +175,7 @@ def train_all(
     train = parts[0]
     plain = BASELINES if train.labs is not None or train.static is not None else ()
     plan = [*models.items(), *((name, None) for name in plain)]
-    work = partial(_train_some, parts, recipe.training() | {"progress": jobs == 1}, outcome)
+    work = partial(_train_some, parts, recipe.training(kept=False) | {"progress": jobs == 1}, outcome)
     with closing(_by_several(work, plan, jobs) if jobs > 1 else _in_turn(work, plan)) as results:
         for trained in results:
             if trained.model is not None:

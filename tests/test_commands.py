@@ -1,6 +1,8 @@
 """The command line: what it prints, what it writes, and how it ends when the input is bad."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -190,6 +192,16 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(case, hospital, tmp_path, ca
     places = {"data": hospital, "out": tmp_path / "out", "empty": empty}
     assert chiasm(*(word.format(**places) for word in words)) == 2
     assert message in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["demo", "compare"])
+def test_two_commands_cannot_write_into_one_folder(hospital, tmp_path, command, capsys):
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    words = ["demo", "--data", hospital] if command == "compare" else []
+    assert chiasm(command, *words, "--out", tmp_path) == 2
+    assert f"Another run writes into {tmp_path}." in one_line(capsys)
+    os.close(other)
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])

@@ -1,10 +1,12 @@
 """No run is lost: one that was stopped or killed goes on to the weights of one that was not."""
 
+import fcntl
 import json
 import math
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -425,9 +427,42 @@ def test_a_validation_loss_that_is_not_finite_is_null_in_the_files_and_read_as_n
 
 
 def test_two_runs_cannot_write_into_one_folder(halves, plan, tmp_path):
-    with locked(tmp_path / "run"), pytest.raises(InputError, match="Another run writes into"):
+    (tmp_path / "run").mkdir()
+    other = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="Another run writes into"):
         fit(plan(), *halves, epochs=1, out=tmp_path / "run", **SHORT)
+    os.close(other)
     fit(plan(), *halves, epochs=1, out=tmp_path / "run", **SHORT)
+
+
+def test_a_folder_is_locked_under_whatever_name_and_once_for_all_within(halves, plan, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with locked(tmp_path / "link"), locked(tmp_path / "run"):
+        fit(plan(), *halves, epochs=1, out=tmp_path / "run", **SHORT)
+    # Within a block, and not within a program: another thread is another run.
+    with locked(tmp_path / "link"), ThreadPoolExecutor(1) as other:
+        refused = other.submit(lambda: locked(tmp_path / "run").__enter__()).exception()
+    assert "Another run writes into" in str(refused)
+
+
+def test_a_folder_that_was_made_to_be_locked_goes_where_nothing_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "there", tmp_path / "new" / "run"):
+        with locked(folder):
+            assert folder.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with locked(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run" / "run.json").write_text("{}")
+    assert (tmp_path / "new" / "run" / "run.json").is_file()
+
+
+def test_a_folder_that_goes_while_it_is_locked_is_not_taken_for_one_of_its_own(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(stopping.fcntl, "flock", lambda *_: folder.rmdir())
+    with pytest.raises(InputError, match="Another run writes into"), locked(folder):
+        pass
 
 
 def test_a_file_is_no_folder_for_a_run(halves, plan, tmp_path):

@@ -15,7 +15,7 @@ from chiasm.fusion import FusionModel
 from chiasm.fusion.checkpoint import read_history
 from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
 from chiasm.recipes.recipe import load_recipe
-from chiasm.recipes.runs import Run, check_risks_path, open_run
+from chiasm.recipes.runs import Run, check_risks_path, commit_of, open_run
 
 from .command import chiasm
 
@@ -237,17 +237,153 @@ def test_a_run_that_was_killed_while_it_first_told_of_itself_is_begun_anew(recip
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_a_run_that_lost_its_description_keeps_its_checkpoints_and_one_that_has_none_is_begun(
-    run, recipe, tables, tmp_path, capsys
-):
-    description = (run / "run.json").read_bytes()
+def test_a_run_that_lost_its_description_is_gone_on_with_and_described_again(run, recipe, tables, tmp_path, capsys):
+    before = json.loads((run / "run.json").read_text())
+    weights = (run / "model" / "weights.safetensors").read_bytes()
     (run / "run.json").unlink()
-    assert chiasm("train", recipe, "--data", tables, "--out", run) == 2
-    assert "has checkpoints, but no run.json" in capsys.readouterr().err
-    (run / "run.json").write_bytes(description)
-    # As a kill leaves the first moments of an ensemble.
+    # Only the same patients and settings can go on.
+    others = write_tables(tmp_path / "others", first=1001)
+    for words in ((others,), (tables, "--set", "seed=1")):
+        assert chiasm("train", recipe, "--out", run, "--data", *words) == 2
+        assert "holds a run with other data or other settings" in told(capsys)
+        assert not (run / "run.json").exists()
+    assert chiasm("evaluate", run, "--data", tables, "--recipe", recipe) == 2
+    assert "has lost its run.json. The command that began it, with the same --out, writes it again" in told(capsys)
+    assert chiasm("train", recipe, "--data", tables, "--out", run) == 0
+    assert "holds checkpoints, but no run.json, which is written again" in capsys.readouterr().out
+    assert (run / "model" / "weights.safetensors").read_bytes() == weights
+    after = json.loads((run / "run.json").read_text())
+    drawn = ("salt", "trained_on", "sha256")
+    assert {name: after[name] for name in after if name not in drawn} == {
+        name: before[name] for name in before if name not in drawn
+    }
+    assert len(after["trained_on"]) == len(before["trained_on"])
+
+
+def test_a_folder_that_a_kill_left_in_the_first_moments_of_an_ensemble_is_begun(recipe, tables, tmp_path):
     (tmp_path / "new" / "members" / "0").mkdir(parents=True)
     assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "new") == 0
+
+
+# One's own recipe is known by its place or its content
+
+
+def test_ones_own_recipe_is_the_same_by_whatever_path(run, recipe, tables, tmp_path, monkeypatch, capsys):
+    before = (run / "run.json").read_bytes()
+    assert json.loads(before)["recipe"] == str(recipe.resolve())
+    monkeypatch.chdir(recipe.parent)
+    (tmp_path / "link.py").symlink_to(recipe)
+    copied = tmp_path / "copied.py"
+    copied.write_bytes(recipe.read_bytes())
+    for spelled in ("own.py", f"../{recipe.parent.name}/own.py", tmp_path / "link.py", copied):
+        assert chiasm("train", spelled, "--resume", run) == 0, spelled
+        assert chiasm("train", spelled, "--data", tables, "--out", run) == 0, spelled
+    assert (run / "run.json").read_bytes() == before
+    copied.write_text(RECIPE + "\n# Another one.\n")
+    capsys.readouterr()
+    assert chiasm("train", copied, "--resume", run) == 2
+    assert f"holds a run of another recipe, {recipe.resolve()}. Give another --out, or that recipe" in told(capsys)
+
+
+def test_a_run_that_noted_no_content_of_its_recipe_is_known_by_the_place_of_that(run, recipe, monkeypatch):
+    noted = json.loads((run / "run.json").read_text())
+    older = {name: value for name, value in noted.items() if name not in ("recipe_sha256", "sha256")}
+    (run / "run.json").write_text(json.dumps(older | {"recipe": "own.py"}))
+    monkeypatch.chdir(recipe.parent)
+    assert chiasm("train", recipe, "--resume", run) == 0
+
+
+# The commit
+
+
+def repository(folder, *, track: bool = True) -> str:
+    """A git repository of one file, `recipes/own.py`; returns its commit."""
+    git = ("git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b")
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "recipes" / "own.py").write_text(RECIPE)
+    (folder / "other.txt").write_text("")
+    for words in (["init", "-q"], ["add", "." if track else "other.txt"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_commit_is_told_only_of_the_repository_that_keeps_the_file(tmp_path, monkeypatch):
+    kept = repository(tmp_path / "kept")
+    repository(tmp_path / "around", track=False)
+    own = tmp_path / "kept" / "recipes" / "own.py"
+    # As in a hook of another repository.
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
+    assert commit_of(own) == commit_of(own, folder="recipes/") == kept
+    assert commit_of(own, folder="chiasm/recipes/") is None
+    own.write_text(RECIPE + "\n")
+    assert commit_of(own) == f"{kept}-dirty"
+    assert commit_of(tmp_path / "around" / "recipes" / "own.py") is None
+    (tmp_path / "bare").mkdir()
+    assert commit_of(tmp_path / "bare" / "own.py") is None
+    monkeypatch.setenv("PATH", "")
+    assert commit_of(own) is None
+
+
+def test_a_run_tells_the_commit_of_ones_own_recipe_beside_that_of_chiasm(tables, tmp_path):
+    kept = repository(tmp_path / "kept")
+    assert chiasm("train", tmp_path / "kept/recipes/own.py", "--data", tables, "--out", tmp_path / "run") == 0
+    noted = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert noted["recipe_commit"] == kept
+    assert noted["commit"] != kept
+
+
+# How a run is kept
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["typed", "not typed"])
+def test_what_is_typed_goes_before_what_the_recipe_says_and_that_before_the_default(
+    tables, tmp_path, monkeypatch, typed
+):
+    from chiasm import fusion
+
+    own = tmp_path / "own.py"
+    own.write_text(RECIPE.replace('"progress": False', '"save_every": 3, "timeout": 77, "trackers": ["tensorboard"]'))
+    given: dict[str, object] = {}
+    monkeypatch.setattr(fusion, "fit", lambda *_, **settings: given.update(settings) or sys.exit(9))
+    words = ("--save-every", 1, "--timeout", 99, "--tracker", "wandb") if typed else ()
+    assert chiasm("train", own, "--data", tables, "--out", tmp_path / "run", *words) == 9
+    kept = {name: given.get(name) for name in ("save_every", "timeout", "trackers")}
+    own_way = {"save_every": 3, "timeout": 77, "trackers": ["tensorboard"]}
+    assert kept == ({"save_every": 1, "timeout": 99, "trackers": ("wandb",)} if typed else own_way)
+
+
+# Alone in a folder
+
+
+@pytest.mark.parametrize("setting", ["members=2", "members=1"])
+def test_a_second_command_into_a_run_is_refused_at_any_moment_of_the_first(
+    recipe, validated, tables, tmp_path, monkeypatch, setting
+):
+    from chiasm.fusion import ensemble_training
+    from chiasm.recipes import cross_validation
+
+    run = tmp_path / "run"
+    own = validated if setting == "members=1" else recipe
+    words = ("train", own, "--data", tables, "--out", run, "--set", setting, "--set", "epochs=1", "--set", "repeats=1")
+    second: list[subprocess.CompletedProcess] = []
+
+    def refuse(real):
+        def between(*given, **named):
+            # After a model of the first one is done, and before the next one is begun.
+            if not second:
+                command = [sys.executable, "-m", "chiasm.recipes", *map(str, words)]
+                second.append(subprocess.run(command, capture_output=True, text=True, check=False))
+            return real(*given, **named)
+
+        return between
+
+    module, name = (cross_validation, "write_risks") if own is validated else (ensemble_training, "_thresholds")
+    monkeypatch.setattr(module, name, refuse(getattr(module, name)))
+    assert chiasm(*words) == 0
+    assert second[0].returncode == 2
+    assert second[0].stderr.count("\n") == 1
+    assert f"Another run writes into {run}. Give another folder, or wait" in second[0].stderr
+    assert not (run / "evaluation.json").exists()
 
 
 @pytest.mark.parametrize("setting", ["epochs=0", "seed=-1"])
