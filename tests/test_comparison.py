@@ -114,7 +114,7 @@ def test_models_that_are_trained_two_at_a_time_are_those_that_are_trained_in_tur
     static = pd.DataFrame({"subject_id": range(PATIENTS), "age": ages})
     whole = Cohort(patients.outcomes, static=static)
     parts = whole.split((0.6, 0.2, 0.2), seed=0)
-    recipe = SimpleNamespace(training=lambda: {"epochs": 2, "seed": 0})
+    recipe = SimpleNamespace(training=lambda **_: {"epochs": 2, "seed": 0})
 
     def small(fusion: ConcatenationFusion) -> FusionModel:
         return FusionModel(static=StaticEncoder(8), fusion=fusion, outcomes={"died": "binary"})
