@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -63,6 +67,16 @@ def say(text: object = "") -> None:
     """Print, on the first of several processes only."""
     if is_main_process():
         typer.echo(str(text))
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Import and load without the garbage collector: all of that stays, and is not to be looked through meanwhile."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @app.callback()
@@ -214,15 +228,16 @@ def predict(
 
     Example: chiasm predict runs/icu --data today --out risks.csv
     """
-    from ..fusion import predict as predict_risks
-    from .runs import check_risks_path, open_run, read_patients, write_risks
-    from .scoring import all_remarks
+    with _loading():
+        from ..fusion import predict as predict_risks
+        from .runs import check_risks_path, open_run, read_patients, write_risks
+        from .scoring import all_remarks
 
-    if not is_main_process():
-        return
-    check_risks_path(out)
-    opened = open_run(run, recipe, store=store)
-    model = opened.model()
+        if not is_main_process():
+            return
+        check_risks_path(out)
+        opened = open_run(run, recipe, store=store)
+        model = opened.model()
     patients = read_patients(opened.recipe, data, model.history_)
     say(patients.attrition.to_string(index=False))
     risks = predict_risks(model, patients)
@@ -335,6 +350,8 @@ def audit(
 
 def main() -> None:
     """Run a command; bad input ends in one line and exit code 2."""
+    # The system takes back the memory of all that was imported at once; to take it apart would take a second or two.
+    atexit.register(gc.freeze)
     try:
         app()
     except InputError as error:

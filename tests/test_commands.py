@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and how it ends when the input is bad."""
 
 import fcntl
+import gc
 import json
 import os
 import subprocess
@@ -89,6 +90,11 @@ def test_predict_writes_one_row_a_sample_also_for_patients_without_outcomes(run,
     # A patient of whom nothing is known gets no number.
     assert risks.loc[~has_labs, "risk"].isna().all()
     assert risks.loc[~has_labs, "status"].str.startswith("refused").all()
+
+
+def test_garbage_is_collected_after_loading_whether_it_succeeded_or_not(tmp_path):
+    assert chiasm("predict", tmp_path, "--data", tmp_path, "--out", tmp_path / "risks.csv") == 2
+    assert gc.isenabled()
 
 
 def test_train_again_with_the_same_out_goes_on_and_other_settings_are_refused(run, hospital, capsys):
