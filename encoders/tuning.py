@@ -157,8 +157,7 @@ def layer_depths(network: nn.Module) -> dict[str, int]:
         from timm.models import group_parameters
 
         return group_parameters(network, network.group_matcher(coarse=False), reverse=True)
-    lists = {name: len(module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
-    prefix = max(lists, key=lists.get, default=None)
+    prefix = _list_of_layers(network)
     depths, latest = {}, 0
     for name, _ in network.named_parameters():
         if prefix is not None and name.startswith(f"{prefix}."):
@@ -166,6 +165,20 @@ def layer_depths(network: nn.Module) -> dict[str, int]:
         # What stands before the layers lies at the input, what stands after them at the last.
         depths[name] = latest
     return depths
+
+
+def _list_of_layers(network: nn.Module) -> str | None:
+    """The name of a transformer's list of layers: the longest of its lists."""
+    lists = {name: len(module) for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    return max(lists, key=lists.get, default=None)
+
+
+def layers_of(network: nn.Module | None) -> Sequence[nn.Module]:
+    """The layers of a transformer that runs each of them once; none of any other network."""
+    prefix = None if network is None else _list_of_layers(network)
+    layers = [] if prefix is None else list(network.get_submodule(prefix))
+    # ALBERT has one layer, and runs it again and again.
+    return layers if len(layers) > 1 else []
 
 
 def _add_adapters(network: nn.Module, rank: int) -> None:

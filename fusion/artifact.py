@@ -69,7 +69,7 @@ def _seal(scratch: Path, kind: str) -> None:
     manifest = {"kind": kind, "schema": SCHEMA, "files": files}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
     for path in (*scratch.iterdir(), scratch):
-        _flush(path)
+        flush(path)
 
 
 def _refuse_to_replace(folder: Path, kind: str) -> None:
@@ -101,7 +101,7 @@ def _replace(scratch: Path, folder: Path) -> None:
     finally:
         # Where the new one did not arrive, as after Ctrl-C, the old one comes back.
         restore_retired(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(retired, ignore_errors=True)
 
 
@@ -136,9 +136,9 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with naming_full_disk(path.parent):
             yield scratch
-            _flush(scratch)
+            flush(scratch)
         scratch.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -193,7 +193,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system write a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..datasets.errors import InputError
 from .artifact import DamagedError, checked_folder, clear_abandoned, new_folder, restore_retired, write_whole
 from .settings import KeepingSettings
+from .sharding import OwnParts, divided_like, is_divided, own_part
 from .stopping import locked
+from .stored_state import WHOLE, StoredTensors, gather_parts, write_parts, write_tensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from .model import FusionModel
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that they stand in."""
@@ -72,20 +75,40 @@ class TrainingState:
     history: History = field(default_factory=History)
     fixed: frozenset[str] = frozenset()
     """Names of the weights that never learn. They are as they were when training began, and in no checkpoint."""
+    whole: FusionModel | None = None
+    """Where weights are divided among the processes: a model that is not, to be validated and saved."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights and moments, by a name that tells what they are."""
+    parts: OwnParts | None = None
+    """What the rule moves, where weights are divided."""
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether weights are divided among the processes."""
+        return self.whole is not None
+
+    def tensors(self, *, divided: bool = False) -> dict[str, Tensor]:
+        """All weights and moments, by a name that tells what they are; of those that are divided, the own part.
+
+        Args:
+            divided: only of those.
+        """
         named = {
             "weights": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "best": self.best,
             **{f"moments.{index}": own for index, own in self.rule.state_dict()["state"].items()},
         }
-        return {
-            f"{group}/{name}": torch.as_tensor(value).detach().cpu().clone().contiguous()
+        told = {
+            f"{group}/{name}": torch.as_tensor(value)
             for group, own in named.items()
             for name, value in own.items()
             if value is not None and name.removeprefix("module.") not in self.fixed
+        }
+        # Of moments the number of updates alone is none a weight.
+        return {
+            name: own_part(value)
+            for name, value in told.items()
+            if not divided or is_divided(value) or (name.startswith("moments.") and value.ndim)
         }
 
     def numbers(self) -> dict[str, object]:
@@ -108,12 +131,18 @@ class TrainingState:
         }
 
     def take(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, object]) -> None:
-        """Become the state that was written."""
+        """Become the state that was written, of which all tensors are whole."""
         groups: dict[str, dict[str, Tensor]] = {}
+        weights = self.model.state_dict()
+        learning = [weight for group in self.rule.param_groups for weight in group["params"]]
         for name, value in tensors.items():
             group, _, own = name.partition("/")
+            if self.parts and group.startswith("moments."):
+                value = own_part(divided_like(value, self.parts.divided(learning[int(group[8:])])))
+            else:
+                value = divided_like(value, weights.get(own.removeprefix("module."), value))
             groups.setdefault(group, {})[own] = value
-        fixed = {name: value for name, value in self.model.state_dict().items() if name in self.fixed}
+        fixed = {name: value for name, value in weights.items() if name in self.fixed}
         self.model.load_state_dict(groups["weights"] | fixed)
         self.averaged.load_state_dict(groups["averaged"] | {f"module.{name}": own for name, own in fixed.items()})
         self.best = groups["best"] | fixed
@@ -171,34 +200,45 @@ class Keeper:
         return self.store is not None and time.monotonic() - self._saved >= 60 * self.settings.save_every
 
     def save(self, state: TrainingState) -> None:
-        """Write a checkpoint, from the main process."""
-        if self.store and self.accelerator.is_main_process:
-            keep, processes = self.settings.checkpoints, self.accelerator.num_processes
-            write_checkpoint(self.store, self.fingerprint, state, keep=keep, processes=processes)
+        """Write a checkpoint, from the main process; where weights are divided, each process writes its part."""
+        if self.store and (self.accelerator.is_main_process or state.is_divided):
+            write_checkpoint(self.store, self.fingerprint, state, self.accelerator, keep=self.settings.checkpoints)
         self._saved = time.monotonic()
 
 
-def write_checkpoint(store: Path, fingerprint: str, state: TrainingState, *, keep: int, processes: int) -> None:
+def write_checkpoint(
+    store: Path, fingerprint: str, state: TrainingState, accelerator: Accelerator, *, keep: int
+) -> None:
     """Write the state of a run into `store/checkpoints`, whole or not at all; then delete those that are too old.
 
     Args:
         store: the run's folder.
         fingerprint: of the run's data and settings.
         state: what to write.
+        accelerator: of the processes; the main one calls this, or, where weights are divided, all do.
         keep: how many of the newest checkpoints are kept.
-        processes: how many train together.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full; checkpoints from before are as they were.
     """
     # Epochs done, then updates in the next one: as text they sort as they came.
     folder = store / CHECKPOINTS / f"{len(state.history.epochs):05d}-{state.step:07d}"
+    parts = []
+    if state.is_divided:
+        # What all have whole, the first one writes.
+        parts = write_parts(folder, state.tensors(divided=not accelerator.is_main_process), accelerator)
+    if not accelerator.is_main_process:
+        return
     if folder.exists():
         # Had it been whole, the run would have gone on from it, and not come by again.
         _remove(folder)
-    numbers = {"fingerprint": fingerprint, "processes": processes, **state.numbers()}
+    manner = {"processes": accelerator.num_processes, "sharded": state.is_divided}
+    numbers = {"fingerprint": fingerprint, **manner, **state.numbers()}
     with new_folder(folder, "checkpoint") as scratch:
-        save_file(state.tensors(), scratch / "state.safetensors")
+        if parts:
+            gather_parts(parts, scratch)
+        else:
+            write_tensors(state.tensors(), scratch / WHOLE)
         (scratch / "run.json").write_text(json.dumps(numbers))
     older = [other for other in _checkpoints(store) if other.name < folder.name]
     newer = [other for other in _checkpoints(store) if other.name > folder.name]
@@ -253,16 +293,21 @@ def _take(folder: Path, fingerprint: str, state: TrainingState, processes: int) 
             "Give another folder, or remove this one."
         )
     try:
-        state.take(load_file(folder / "state.safetensors"), run)
         before = int(run["processes"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        state.take(StoredTensors(folder, before), run)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder} is whole, but this version of chiasm cannot go on from it. Go on with the version that "
             "wrote it, or give another folder."
         ) from error
-    if before != processes:
-        told = f"{processes} processes go on where {before} stopped: the same training, but not to the last bit"
-        state.history.warnings += (told,)
+    was, now = _manner(before, run.get("sharded", False)), _manner(processes, state.is_divided)
+    if was != now:
+        state.history.warnings += (f"{now} go on where {was} stopped: the same training, but not to the last bit",)
+
+
+def _manner(processes: int, is_divided: bool) -> str:
+    """How many train together, and how, in words."""
+    return f"{processes} processes" + " with divided weights" * is_divided
 
 
 def write_history(store: Path, epochs: Sequence[Mapping[str, float]]) -> None:

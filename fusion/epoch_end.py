@@ -14,6 +14,8 @@ from .frozen_tokens import Samples
 from .inference import choose_thresholds, to_device
 from .learning import copied_weights
 from .model import FusionModel
+from .processes import from_main_process
+from .sharding import put_together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,30 +48,40 @@ def end_epoch(state: TrainingState, record: dict[str, float], *, always: bool) -
     return better
 
 
-def write_run(store: Path, state: TrainingState, held_out: Samples | None, *, better: bool) -> None:
-    """Write the history so far, and after a better epoch the model."""
+def write_run(
+    store: Path, averaged: FusionModel, state: TrainingState, held_out: Samples | None, *, better: bool
+) -> None:
+    """Write the history so far, and after a better epoch the model that it ended with."""
     write_history(store, state.history.epochs)
     if better:
-        _save_best(store, state, held_out)
+        _choose_thresholds(averaged, state, held_out)
+        averaged.save(store / "model")
 
 
-def write_what_is_missing(store: Path, state: TrainingState, held_out: Samples | None) -> None:
-    """Write again what was moved away from a run that was done before."""
-    if not (store / HISTORY).exists():
+def write_what_is_missing(
+    store: Path, state: TrainingState, held_out: Samples | None, accelerator: Accelerator
+) -> None:
+    """Write again what was moved away from a run that was done before; all processes call this together."""
+    if accelerator.is_main_process and not (store / HISTORY).exists():
         write_history(store, state.history.epochs)
-    if not (store / "model").exists():
-        _save_best(store, state, held_out)
-
-
-def _save_best(store: Path, state: TrainingState, held_out: Samples | None) -> None:
-    best = state.averaged.module
+    if from_main_process(accelerator, lambda: float((store / "model").exists())):
+        return
+    best = state.whole or state.averaged.module
     take_best(best, state, held_out)
-    best.save(store / "model")
+    if accelerator.is_main_process:
+        best.save(store / "model")
 
 
 def take_best(model: FusionModel, state: TrainingState, held_out: Samples | None) -> None:
-    """Give a model the best weights so far, and the thresholds that are chosen with them once."""
-    model.load_state_dict(state.best)
+    """Give a model the best weights so far, and the thresholds that are chosen with them once.
+
+    Where weights are divided, all processes call this together.
+    """
+    put_together(state.best, model)
+    _choose_thresholds(model, state, held_out)
+
+
+def _choose_thresholds(model: FusionModel, state: TrainingState, held_out: Samples | None) -> None:
     model.eval()
     if state.thresholds is None:
         state.thresholds = choose_thresholds(model, held_out) if held_out else {}

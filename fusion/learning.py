@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..encoders import Tuned
 from .model import FusionModel
+from .sharding import OwnParts, own_part
 
 
 def thaw(model: FusionModel, epoch: int | None) -> None:
@@ -48,7 +49,9 @@ def _span(shares: set[float]) -> str:
     return f"{low:g}" if low == high else f"{low:.2g} to {high:.2g}"
 
 
-def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: FusionModel, name: str, rate: float, decay: float, *, parts: OwnParts | None = None
+) -> torch.optim.Optimizer:
     """The rule by which all learn that ever do: weight matrices decay, and networks learn at their share of the rate.
 
     Args:
@@ -56,6 +59,7 @@ def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> 
         name: "adamw" or "sgd" (momentum 0.9).
         rate: the highest of the learning rate.
         decay: of weight matrices; biases and norms are spared.
+        parts: of the weights, where these are divided among processes.
     """
     shares = {id(weight): share for _, encoder in tuned_encoders(model) for weight, share in encoder.rates()}
     # First those of the whole rate, whose rate a history tells.
@@ -67,7 +71,7 @@ def make_optimizer(model: FusionModel, name: str, rate: float, decay: float) -> 
         if weight.requires_grad:
             share, decays = shares.get(id(weight), 1.0), weight.ndim > 1
             fresh = {"params": [], "weight_decay": decay if decays else 0.0, "lr": rate * share}
-            groups.setdefault((share, decays), fresh)["params"].append(weight)
+            groups.setdefault((share, decays), fresh)["params"].append(parts.of(weight) if parts else weight)
     # One kernel for all weights: of small networks, a launch a weight and a moment is a tenth of a step.
     if name == "sgd":
         # Not fused: that kernel fails where a weight has no momentum yet, its modality absent from all batches so far.
@@ -109,19 +113,19 @@ class MovingAverage(nn.Module):
     Args:
         model: built, and on the device on which it is trained.
         decay: an update, of what was kept; 0 keeps the last weights themselves.
+        kept: where the average is kept, if not in a copy: a model of the same weights, divided as this one is.
     """
 
-    def __init__(self, model: FusionModel, decay: float) -> None:
+    def __init__(self, model: FusionModel, decay: float, *, kept: FusionModel | None = None) -> None:
         super().__init__()
-        self.module, self.decay = copy.deepcopy(model), decay
+        self.module, self.decay = copy.deepcopy(model) if kept is None else kept, decay
         self.register_buffer("n_averaged", torch.tensor(0))
         fixed, weights = fixed_weights(model), dict(model.named_parameters())
-        for name, weight in self.module.named_parameters():
-            if name in fixed:
-                weight.data = weights[name].data
+        if kept is None:
+            for name in fixed:
+                self.module.get_parameter(name).data = weights[name].data
         # Found once: walking through all modules at every update takes longer than averaging.
-        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
-        self._weights = [(kept, new) for kept, new in pairs if kept.data_ptr() != new.data_ptr()]
+        self._weights = [(own, weights[name]) for name, own in self.module.named_parameters() if name not in fixed]
         modules = zip(self.module.modules(), model.modules(), strict=True)
         self._buffers_of = [(kept._buffers, new._buffers) for kept, new in modules if new._buffers]
 
@@ -134,7 +138,9 @@ class MovingAverage(nn.Module):
             (kept[name], value) for kept, new in self._buffers_of for name, value in new.items() if value is not None
         )
         averaged, copied = [], []
-        for pair in (*self._weights, *buffers):
+        # Of weights that are divided, each process averages its part.
+        weights = ((own_part(kept), own_part(new)) for kept, new in self._weights)
+        for pair in (*weights, *buffers):
             (averaged if own and pair[0].is_floating_point() else copied).append(pair)
         # All at once: one weight after the other takes longer to call than to compute.
         if averaged:

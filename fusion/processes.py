@@ -194,10 +194,14 @@ def from_main_process(accelerator: Accelerator, compute: Callable[[], float]) ->
 
 
 def share_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Give every process the main one's weights, and its running statistics, which each makes of its own batches."""
+    """Give every process the main one's weights, and its running statistics, which each makes of its own batches.
+
+    Weights that are divided among the processes are what they are.
+    """
     if accelerator.num_processes == 1:
         return
     from accelerate.utils import broadcast
 
     for value in model.state_dict().values():
-        broadcast(value)
+        if not hasattr(value, "full_tensor"):
+            broadcast(value)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 
-from ..datasets.arguments import require_whole
+from ..datasets.arguments import require_truth, require_whole
 from ..datasets.errors import InputError
 
 LARGEST_SEED = 2**32 - 1
@@ -88,3 +88,17 @@ class KeepingSettings:
             raise InputError(f"save_every is {self.save_every!r}; expected a number of minutes of 0 or more.")
         if not isinstance(self.timeout, Real) or not 1 <= self.timeout < 1e7:
             raise InputError(f"timeout is {self.timeout!r}; expected a number of seconds from 1 to 1e7.")
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """The arguments of `fit` that tell how a machine is used, and change what comes of it by rounding at most.
+
+    Raises:
+        InputError: for the first setting that is neither True nor False.
+    """
+
+    sharded: bool
+
+    def __post_init__(self) -> None:
+        require_truth(**asdict(self))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +26,9 @@ from .frozen_tokens import Samples
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, make_schedule, tell_tuning, thaw
 from .model import FusionModel
 from .numerics import prepare_to_repeat, repeatable
-from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator, share_weights
-from .settings import KeepingSettings, TrainingSettings
+from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator
+from .settings import KeepingSettings, MachineSettings, TrainingSettings
+from .sharding import OwnParts, averaged_model, divide
 from .stopping import Stopped, StopRequest, stopping_in_order
 from .tracking import require_trackers, tracked
 from .training_samples import check_cohorts, encoded_once, fingerprint_of, read_samples
@@ -56,6 +58,7 @@ def fit(
     accumulate: int = 1,
     deterministic: bool = False,
     seed: int = 0,
+    sharded: bool = False,
     out: str | Path | None = None,
     save_every: float = 10.0,
     checkpoints: int = 2,
@@ -98,6 +101,10 @@ def fit(
         deterministic: use PyTorch's deterministic algorithms alone, also where they are slower or need more memory.
             On a CPU results repeat themselves without.
         seed: of weights, order, dropout. The same seed gives the same weights on the same machine.
+        sharded: divide weights, gradients and moments among the processes (FSDP2), for note encoders that are too large
+            for one GPU. It trains the same up to rounding. Each process keeps its part; layers of a transformer are
+            put together one by one while they are computed with, and all weights, without gradients and moments, to
+            validate and save them. One process has nothing to divide, and says so.
         out: a folder for `history.jsonl`, the best `model/` so far and `checkpoints/`; a run that was stopped or
             killed goes on from there, in the middle of an epoch too, when fit is called again in the same way. One
             run at a time.
@@ -136,6 +143,7 @@ def fit(
         deterministic=deterministic,
         seed=seed,
     )
+    machine = MachineSettings(sharded=sharded)
     keeping = KeepingSettings(save_every=save_every, checkpoints=checkpoints, skip=skip, timeout=timeout)
     store = None if out is None else as_path("out", out)
     require_trackers(trackers, with_folder=store is not None)
@@ -146,7 +154,7 @@ def fit(
     with ExitStack() as after, EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
         samples, held_out = read_samples(model, train, valid, settings)
         steps = math.ceil(len(samples) / batch_size)
-        network, state = _set_up(model, steps, settings, accelerator)
+        network, state = _set_up(model, steps, settings, machine, accelerator)
         state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
         state.history.tuning = tell_tuning(model)
 
@@ -154,7 +162,7 @@ def fit(
         fingerprint = fingerprint_of(samples, held_out, asdict(settings) | model.plan)
         state.history.salt = fingerprint[:16]
         keeper = Keeper(store, fingerprint, keeping, accelerator)
-        after.push(lambda kind, *_: _leave(model, state, held_out, failed=kind is not None, accelerator=accelerator))
+        after.push(lambda _, error, __: _leave(model, state, held_out, error, accelerator))
         with keeper.alone(), stopping_in_order() as stop:
             _go_on(keeper, fingerprint, state, accelerator)
             if on_start and accelerator.is_main_process:
@@ -164,8 +172,8 @@ def fit(
                 _stop_together(stop, accelerator)
             with tracked(accelerator, trackers, keeper.store, asdict(settings)):
                 _train(Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
-            if store and accelerator.is_main_process:
-                write_what_is_missing(store, state, held_out)
+            if store:
+                write_what_is_missing(store, state, held_out, accelerator)
     return state.history
 
 
@@ -182,16 +190,14 @@ def _train(loop: Loop) -> None:
                 break
             began = time.perf_counter()
             record = {"epoch": epoch + 1, "train_loss": _train_epoch(loop, epoch, advance)}
-            share_weights(accelerator, state.averaged.module)
-            if loop.held_out:
-                record["valid_loss"] = validation_loss(
-                    state.averaged.module, loop.held_out, settings.batch_size, accelerator
-                )
-            record["learning_rate"] = state.schedule.get_last_lr()[0]
-            record["seconds"] = time.perf_counter() - began
-            better = end_epoch(state, record, always=settings.keep == "last")
-            if loop.keeper.store and accelerator.is_main_process:
-                write_run(loop.keeper.store, state, loop.held_out, better=better)
+            with averaged_model(state, accelerator) as averaged:
+                if loop.held_out:
+                    record["valid_loss"] = validation_loss(averaged, loop.held_out, settings.batch_size, accelerator)
+                record["learning_rate"] = state.schedule.get_last_lr()[0]
+                record["seconds"] = time.perf_counter() - began
+                better = end_epoch(state, record, always=settings.keep == "last")
+                if loop.keeper.store and accelerator.is_main_process:
+                    write_run(loop.keeper.store, averaged, state, loop.held_out, better=better)
             loop.keeper.save(state)
             if accelerator.trackers:
                 accelerator.log(record, step=epoch + 1)
@@ -215,16 +221,16 @@ def _train_epoch(loop: Loop, epoch: int, advance: Callable[[int], None]) -> floa
     state, settings = loop.state, loop.settings
     thaw(state.model, epoch)
     loop.network.train()
-    done = state.step
+    first = state.step
     for step, positions in enumerate(BucketedBatches(loop.samples.sizes, settings.batch_size, settings.seed, epoch)):
-        if step < done:
+        if step < first:
             continue
-        loss, labels, stop = update(loop, epoch, step, positions)
-        state.step, state.sums = step + 1, (state.sums[0] + loss, state.sums[1] + labels)
+        done = update(loop, epoch, step, positions)
+        state.step, state.sums = step + 1, (state.sums[0] + done.loss, state.sums[1] + done.labels)
         advance(1)
-        if stop or loop.keeper.is_due():
+        if done.stop or done.due:
             loop.keeper.save(state)
-        if stop:
+        if done.stop:
             # The main process writes; none may end before, or its launcher would end that one too.
             loop.accelerator.wait_for_everyone()
             raise Stopped(loop.stop.number or SIGTERM)
@@ -232,18 +238,27 @@ def _train_epoch(loop: Loop, epoch: int, advance: Callable[[int], None]) -> floa
 
 
 def _set_up(
-    model: FusionModel, steps: int, settings: TrainingSettings, accelerator: Accelerator
+    model: FusionModel, steps: int, settings: TrainingSettings, machine: MachineSettings, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainingState]:
     """The network as the processes share it, and a state of which nothing is trained yet; `steps` an epoch."""
+    is_divided = machine.sharded and accelerator.num_processes > 1
     thaw(model, None)
     fixed = fixed_weights(model)
-    rule = make_optimizer(model, settings.optimizer, settings.learning_rate, settings.weight_decay)
+    learner = divide(copy.deepcopy(model), accelerator) if is_divided else model
+    parts = OwnParts(learner) if is_divided else None
+    rule = make_optimizer(learner, settings.optimizer, settings.learning_rate, settings.weight_decay, parts=parts)
     schedule = make_schedule(rule, steps * settings.epochs, settings.warmup)
-    network, rule = accelerator.prepare(model, rule)
-    averaged = MovingAverage(model, settings.average)
+    # What is divided is on its device, and brings its gradients together itself.
+    network, rule = (learner, rule) if is_divided else accelerator.prepare(learner, rule)
+    kept = divide(copy.deepcopy(model), accelerator) if is_divided else None
+    averaged = MovingAverage(learner, settings.average, kept=kept)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=settings.precision == "fp16")
-    best = copied_weights(model, fixed)
-    return network, TrainingState(model, averaged, rule, schedule, scaler, best=best, fixed=fixed)
+    best = copied_weights(learner, fixed)
+    state = TrainingState(learner, averaged, rule, schedule, scaler, best=best, fixed=fixed, parts=parts)
+    state.whole = model.to(accelerator.device) if is_divided else None
+    if machine.sharded and not is_divided:
+        state.history.warnings += ("there is one process, so that no weights are divided",)
+    return network, state
 
 
 def _go_on(keeper: Keeper, fingerprint: str, state: TrainingState, accelerator: Accelerator) -> None:
@@ -264,10 +279,18 @@ def _go_on(keeper: Keeper, fingerprint: str, state: TrainingState, accelerator: 
 
 
 def _leave(
-    model: FusionModel, state: TrainingState, held_out: Samples | None, *, failed: bool, accelerator: Accelerator
+    model: FusionModel,
+    state: TrainingState,
+    held_out: Samples | None,
+    error: BaseException | None,
+    accelerator: Accelerator,
 ) -> None:
     """Leave the model with the best that was reached, also after Ctrl-C."""
-    if not state.history.epochs or (failed and accelerator.num_processes > 1):
+    alone = accelerator.num_processes > 1 and error is not None
+    if not state.history.epochs or alone:
         # Nothing is learned yet; or what started the processes ends this one too, and waits for no thresholds.
         state.thresholds = state.thresholds or {}
-    take_best(model, state, held_out)
+    model.to(accelerator.device).eval()
+    # Weights that are divided can be put together where all processes come here, as where all were asked to stop.
+    if not (state.is_divided and alone) or isinstance(error, Stopped):
+        take_best(model, state, held_out)

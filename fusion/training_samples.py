@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +20,6 @@ from .settings import TrainingSettings
 from .stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from ..datasets.batch import Batch
 
 
@@ -86,7 +84,8 @@ def encoded_once(
 
     As they are, where this process is asked to stop before all are encoded: the others are to hear of it first.
     """
-    keeper = TokenKeeper(state.model, stop.hear)
+    # Of networks that are divided, each row would have to be encoded by all processes together.
+    keeper = TokenKeeper(state.whole or state.model, stop.hear)
     try:
         samples, held_out = (own and keeper.keep(own, cohort.store) for own, cohort in (train, valid))
     except Stopped:
@@ -131,15 +130,35 @@ def hashed_samples(keys: pd.DataFrame, salt: str) -> list[str]:
     return [hashlib.sha256(f"{salt}/{who}/{when.isoformat()}".encode()).hexdigest()[:16] for who, when in named]
 
 
-def parts_of(positions: list[int], accelerator: Accelerator, accumulate: int) -> list[list[int]]:
-    """This process's share of a batch, in so many parts at most; one empty part where it gets nothing."""
-    own = positions[accelerator.process_index :: accelerator.num_processes]
-    return [part.tolist() for part in np.array_split(own, max(1, min(accumulate, len(own))))]
+def parts_of(positions: list[int], processes: int, accumulate: int) -> list[list[list[int]]]:
+    """A batch, divided into so many parts at most, and these among the processes: `[part][process]`.
+
+    All processes have as many parts; some of them may be empty.
+    """
+    shares = [positions[process::processes] for process in range(processes)]
+    count = max(1, min(accumulate, len(shares[0])))
+    divided = [[part.tolist() for part in np.array_split(share, count)] for share in shares]
+    return list(zip(*divided, strict=True))
 
 
-def batch_of(samples: Samples, part: list[int], positions: list[int]) -> Batch:
-    """Some samples as a batch. A process that would get none repeats one without its labels."""
-    if part:
-        return samples[part]
-    batch = samples[positions[:1]]
-    return batch._replace(known=torch.zeros_like(batch.known))
+def batch_of(samples: Samples, shares: Sequence[list[int]], process: int, *, sharded: bool = False) -> Batch:
+    """A process's share of a part of a batch. One that would get none repeats a sample without its labels.
+
+    Args:
+        samples: what all processes have.
+        shares: of each process.
+        process: whose batch it is.
+        sharded: whether weights are divided among the processes. Then all must run the same networks, and one that
+            would lack a modality that others have borrows a sample that has it, without its labels.
+    """
+    own, borrowed = list(shares[process]), []
+    others = [position for share in shares for position in share]
+    for packed in samples.parts.values() if sharded else ():
+        having = [place for place in others if packed.offsets[place + 1] > packed.offsets[place]]
+        if having and not set(having) & {*own, *borrowed}:
+            borrowed.append(having[0])
+    if not own and not borrowed:
+        borrowed = others[:1]
+    batch = samples[own + borrowed]
+    is_own = torch.arange(len(batch.known)) < len(own)
+    return batch._replace(known=batch.known & is_own[:, None])

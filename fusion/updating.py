@@ -6,7 +6,7 @@ import json
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -41,23 +41,34 @@ class Loop:
     stop: StopRequest
 
 
-def update(loop: Loop, epoch: int, step: int, positions: list[int]) -> tuple[float, float, bool]:
-    """One step of the optimizer, by all processes together.
+class Updated(NamedTuple):
+    """What came of an update. A batch that is left out counts as nothing."""
 
-    Returns:
-        The sum of the losses, the known labels that it is over, and whether a process was asked to stop. A batch
-        that is left out counts as nothing.
-    """
+    loss: float
+    """Sum over the known labels."""
+    labels: int
+    stop: bool
+    """Whether a process was asked to stop."""
+    due: bool
+    """Whether there should be a checkpoint."""
+
+
+def update(loop: Loop, epoch: int, step: int, positions: list[int]) -> Updated:
+    """One step of the optimizer, by all processes together."""
     state, settings, accelerator = loop.state, loop.settings, loop.accelerator
     statistics = [buffer.clone() for buffer in state.model.buffers()]
     labels = int(loop.samples.known[positions].sum())
     total = _backward(loop, epoch, step, positions, labels, settings.precision)
+    if state.parts:
+        state.parts.take_gradients(accelerator, spread=state.scaler.is_enabled())
     state.scaler.unscale_(state.rule)
-    norm = accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip)
+    length = _clip(loop)
 
-    # All processes see the same: a gradient that is not finite in one of them is so in all, after DDP.
-    everyone = accelerator.reduce(torch.stack([total, total.new_tensor(float(loop.stop.number > 0))]), "sum")
-    loss, stop, length = *everyone.tolist(), norm.item()
+    # All processes see the same: a gradient that is not finite in one of them is so in all, after DDP. Whether a
+    # checkpoint is due, of which each may have to write its part, the first one says.
+    due = accelerator.is_main_process and loop.keeper.is_due()
+    own = torch.stack([total, total.new_tensor(float(loop.stop.number > 0)), total.new_tensor(float(due))])
+    loss, stop, due = accelerator.reduce(own, "sum").tolist()
     counted = True
     if math.isfinite(loss) and math.isfinite(length):
         state.scaler.step(state.rule)
@@ -75,7 +86,16 @@ def update(loop: Loop, epoch: int, step: int, positions: list[int]) -> tuple[flo
         # Whatever the scale, it would not be finite.
         state.scaler.update(state.scaler.get_scale())
     state.rule.zero_grad()
-    return (loss, labels, stop > 0) if counted else (0.0, 0.0, stop > 0)
+    loss, labels = (loss, labels) if counted else (0.0, 0)
+    return Updated(loss, labels, stop > 0, due > 0)
+
+
+def _clip(loop: Loop) -> float:
+    """Shorten gradients to the norm that was asked for; the norm that they had, in all processes the same."""
+    state, most = loop.state, loop.settings.clip
+    if state.parts:
+        return state.parts.clip(loop.accelerator, most)
+    return loop.accelerator.clip_grad_norm_(loop.network.parameters(), most).item()
 
 
 def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: int, precision: str) -> torch.Tensor:
@@ -83,12 +103,13 @@ def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: i
     state, settings, accelerator = loop.state, loop.settings, loop.accelerator
     # Every random draw of a step is keyed, so that a resumed run repeats it.
     torch.manual_seed(_key(settings.seed, epoch, step, accelerator.process_index))
-    # The mean over the labels of all processes: DDP averages gradients, so we undo its division.
+    # The mean over the labels of all processes: DDP and FSDP average gradients, so we undo their division.
     weight = accelerator.num_processes / max(labels, 1)
     total = torch.zeros((), device=accelerator.device)
-    parts = parts_of(positions, accelerator, settings.accumulate)
-    for number, part in enumerate(parts):
-        batch = to_device(batch_of(loop.samples, part, positions), accelerator.device)
+    parts = parts_of(positions, accelerator.num_processes, settings.accumulate)
+    for number, shares in enumerate(parts):
+        batch = batch_of(loop.samples, shares, accelerator.process_index, sharded=state.is_divided)
+        batch = to_device(batch, accelerator.device)
         is_last = number == len(parts) - 1
         with nullcontext() if is_last else accelerator.no_sync(loop.network):
             with autocast(accelerator.device, precision):
@@ -111,7 +132,9 @@ def _overflows(loop: Loop, epoch: int, step: int, positions: list[int], labels: 
         return False
     state.rule.zero_grad()
     _backward(loop, epoch, step, positions, labels, "fp32")
-    norm = loop.accelerator.clip_grad_norm_(loop.network.parameters(), settings.clip).item()
+    if state.parts:
+        state.parts.take_gradients(loop.accelerator, spread=False)
+    norm = _clip(loop)
     if math.isfinite(norm) and state.scaler.get_scale() <= 1:
         raise InputError(
             f"The gradients in epoch {epoch + 1}, step {step + 1} are too large for fp16, whatever they are scaled by. "

@@ -46,7 +46,8 @@ class Run:
     recipe: Recipe
     folder: Path
     keeping: Mapping[str, object] = field(default_factory=dict)
-    """Arguments of `fit` that tell how it is kept and watched, and change nothing of what comes of it."""
+    """Arguments of `fit` that tell how it is kept, watched and computed, and change nothing of what comes of it
+    beyond rounding."""
 
     def keeping_by(self, **keeping: object) -> Run:
         """The same run, kept and watched in another way."""

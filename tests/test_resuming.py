@@ -276,7 +276,9 @@ def test_another_number_of_processes_goes_on_and_says_what_that_means(halves, pl
     folder = shutil.copytree(run_folder, tmp_path / "run")
     rewritten(newest(folder), processes=2)
     history = fit(plan(), *halves, epochs=2, out=folder, **SHORT)
-    assert history.warnings == ("1 processes go on where 2 stopped: the same training, but not to the last bit",)
+    assert history.warnings == (
+        "1 processes go on where 2 processes stopped: the same training, but not to the last bit",
+    )
 
 
 def test_a_run_folder_holds_a_readable_history_a_model_and_checkpoints_without_pickles(run_folder):

@@ -15,7 +15,10 @@ from pathlib import Path
 
 _SERVED = multiprocessing.get_context("forkserver")
 _SERVED.set_forkserver_preload(
-    ["chiasm.fusion.training", "chiasm.encoders", "chiasm.datasets.cohort", "transformers", "timm", "accelerate"]
+    [
+        *("chiasm.fusion.training", "chiasm.encoders", "chiasm.datasets.cohort"),
+        *("transformers.models.bert.modeling_bert", "timm", "accelerate", "torch.distributed.fsdp"),
+    ]
 )
 
 

@@ -59,14 +59,14 @@ def trained(
     # Files are decoded before, with or without kept tokens.
     for part in (train, valid):
         model.read(part)
-    ends, note = [], training._end_epoch
-    training._end_epoch = lambda *given, **named: (ends.append(time.process_time()), note(*given, **named))[1]
+    ends, note = [], training.end_epoch
+    training.end_epoch = lambda *given, **named: (ends.append(time.process_time()), note(*given, **named))[1]
     begins, train_epoch = [], training._train_epoch
     training._train_epoch = lambda *given: (begins.append(time.process_time()), train_epoch(*given))[1]
     began = time.process_time()
     history = fit(model, train, valid, epochs=epochs, patience=None, progress=False)
     whole = time.process_time() - began
-    training._end_epoch, training._train_epoch = note, train_epoch
+    training.end_epoch, training._train_epoch = note, train_epoch
     print("  " + "\n  ".join(history.tuning), flush=True)
     return model, whole, [end - begin for begin, end in zip(begins, ends, strict=True)]
 
