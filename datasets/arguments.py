@@ -49,6 +49,15 @@ def require_table(name: str, table: object) -> None:
         raise InputError(f"{name} is a {type(table).__name__}; expected a pandas DataFrame.")
 
 
+def require_by_patient(name: str, values: object) -> None:
+    """Raise `InputError` unless something of each patient came as a Series, with each id once in its index."""
+    if not isinstance(values, pd.Series) or not values.index.is_unique:
+        raise InputError(
+            f"{name} came as a {type(values).__name__}; expected a pandas Series with each patient's id once in its "
+            "index."
+        )
+
+
 def require_cohort(cohort: object) -> None:
     """Raise `InputError` unless samples came as a cohort."""
     from .cohort import Cohort

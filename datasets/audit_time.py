@@ -10,6 +10,7 @@ import pandas as pd
 
 from .audit_findings import SHOWN, Finding, Material, Place, counted, single_rows
 from .audit_outcomes import static_sources
+from .tables import AGE
 from .windows import EVENTS, available_time
 
 OLDEST, FURTHEST = 90, 50
@@ -34,7 +35,6 @@ _MOSTLY = 0.5
 _ENOUGH_EVENTS = 20
 _SOME_EVENTS = 5
 _ENOUGH_PATIENTS = 20
-_AGE = re.compile(r"(?:anchor_|patient_)?age(?:_?(?:years?|yrs?))?(?:_at_\w+)?", re.I)
 _BIRTH, _DEATH = (re.compile(rf"(?:MEDS_)?{word}(?:$|//)", re.I) for word in ("BIRTH", "DEATH"))
 
 
@@ -217,7 +217,7 @@ def _vital(material: Material, stated: pd.Series | None, code: re.Pattern[str], 
 def _earliest_birth(material: Material) -> pd.Series:
     nothing = pd.Series(pd.NaT, index=range(len(material.patients)), dtype="datetime64[us]")
     static = material.cohort.static
-    ages = [column for column in ([] if static is None else static.columns) if _AGE.fullmatch(str(column))]
+    ages = [column for column in ([] if static is None else static.columns) if AGE.fullmatch(str(column))]
     if not ages or not pd.api.types.is_numeric_dtype(static[ages[0]].dtype):
         return nothing
     age = static.set_index("subject_id")[ages[0]].reindex(material.patients).to_numpy(float)

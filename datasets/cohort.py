@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import splits
-from .arguments import as_path, require_counts, require_table
+from .arguments import as_path, require_by_patient, require_counts, require_table
 from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
 from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
@@ -292,6 +292,7 @@ class Cohort:
         Raises:
             InputError: a patient has no new id, or the order is another.
         """
+        require_by_patient("The new patient ids", names)
         new = names.reindex(self._patients)
         if new.isna().any() or not new.is_monotonic_increasing or not new.is_unique:
             raise InputError("The new patient ids must be one for each patient, unlike each other, in the old order.")

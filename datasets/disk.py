@@ -50,16 +50,21 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 @contextmanager
-def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the failure to write to a full disk into an `InputError` that says what to do."""
+def naming_full_disk(folder: Path, what: str) -> Iterator[None]:
+    """Turn the failure to write to a full disk into an `InputError` that says what to do.
+
+    Args:
+        folder: on that disk.
+        what: is written, such as "the checkpoint 00002-0000000".
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if not _tells_full_disk(error):
             raise
         raise InputError(
-            f"The disk of {folder} is full. What was prepared before is kept: free some space and run again, "
-            "or give a folder on another disk."
+            f"The disk of {folder} is full, and {what} could not be written. What was written before is kept: free "
+            "some space and run again, or give a folder on another disk."
         ) from error
 
 

@@ -260,16 +260,18 @@ def read_undivided(
     shards = require_shards(folder)
     known = _read_layout(folder / "metadata" / "chiasm.json")
     with naming_folder(folder):
-        outcomes, kinds = read_labels(folder, known.get("outcomes"))
+        invalid = settings.get("invalid", "raise")
+        outcomes, kinds, left_out = read_labels(folder, known.get("outcomes"), invalid)
         if not labelled:
             outcomes, kinds = outcomes[[*REQUIRED["outcomes"]]], {}
-        asked = Asked(outcomes, history=settings.get("history"), invalid=settings.get("invalid", "raise"))
+        asked = Asked(outcomes, history=settings.get("history"), invalid=invalid)
         tables = read_events(folder, shards, asked)
         if known:
             tables = _restored(tables, known["tables"])
         chosen = {"history": known.get("history"), **settings}
         chosen["outcome_kinds"] = kinds | dict(chosen.get("outcome_kinds") or {})
         cohort = kind(asked.outcomes, **tables, **chosen)
+        cohort.exclusions = (*left_out, *cohort.exclusions)
         return cohort.rename_subjects(_original_ids(folder)) if known.get("text_ids") else cohort
 
 

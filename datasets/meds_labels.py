@@ -5,16 +5,19 @@ Source: MEDS 0.4.1, https://github.com/Medical-Event-Data-Standard/meds (LabelSc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from .checks import Exclusion, Policy
 from .errors import InputError
 from .files import read_table
 from .outcomes import OutcomeKind
 
 _KEYS = ["subject_id", "prediction_time"]
+_TWICE = "the same patient and prediction_time stand there twice"
 # What a value column of a label file says of the outcome's kind; classes and integers are looked at.
 _LABEL_KINDS = {
     "boolean_value": "binary",
@@ -31,18 +34,26 @@ def require_numbers(path: Path, table: pd.DataFrame) -> None:
         raise InputError(f"{path}: subject_id is missing, or not whole numbers without a blank. Write the file anew.")
 
 
-def read_labels(folder: Path, known: Mapping[str, Mapping] | None) -> tuple[pd.DataFrame, dict[str, str]]:
+def read_labels(
+    folder: Path, known: Mapping[str, Mapping] | None, invalid: Policy
+) -> tuple[pd.DataFrame, dict[str, str], tuple[Exclusion, ...]]:
     """All label files of `labels/` joined into one outcomes table, with the kinds they declare.
 
     Args:
         folder: the dataset.
         known: kind and classes of each outcome, where chiasm wrote it.
+        invalid: "raise" or "exclude", of rows that say of a sample again what was said.
+
+    Returns:
+        The table, the kinds, and the rows that were left out.
 
     Raises:
-        InputError: a file is missing, or no label file.
+        InputError: a file is missing, or no label file, or says two things of one sample.
     """
     samples = folder / "metadata" / "samples.parquet"
-    outcomes = _read_keyed(samples)[_KEYS] if samples.is_file() else None
+    outcomes, left_out = None, ()
+    if samples.is_file():
+        outcomes, left_out = _once([(samples, _read_keyed(samples)[_KEYS])], folder, invalid)
     kinds: dict[str, str] = {}
     home = folder / "labels"
     paths: dict[str, list[Path]] = {}
@@ -51,7 +62,8 @@ def read_labels(folder: Path, known: Mapping[str, Mapping] | None) -> tuple[pd.D
     for name in paths if known is None else known:
         if name not in paths:
             raise InputError(f"{home} lacks {name}.parquet, which metadata/chiasm.json names.")
-        labels, declared = _read_label_file(paths[name], name)
+        labels, declared, again = _read_label_file(paths[name], name, folder, invalid)
+        left_out += again
         outcomes = labels if outcomes is None else outcomes.merge(labels, on=_KEYS, how="outer")
         if known is not None:
             declared = OutcomeKind(known[name]["kind"], known[name]["classes"])
@@ -62,7 +74,7 @@ def read_labels(folder: Path, known: Mapping[str, Mapping] | None) -> tuple[pd.D
             f"{folder} has no label files. Put what is to be predicted into labels/NAME.parquet "
             "(subject_id, prediction_time, boolean_value)."
         )
-    return outcomes, kinds
+    return outcomes, kinds, left_out
 
 
 def _read_keyed(path: Path) -> pd.DataFrame:
@@ -80,29 +92,45 @@ def _read_keyed(path: Path) -> pd.DataFrame:
             f"{path}: prediction_time or subject_id is not of MEDS's types, timestamp[us] without a zone and int64. "
             "Write the file anew."
         ) from None
-    _require_samples_once(table, path)
     return table
 
 
-def _require_samples_once(labels: pd.DataFrame, path: Path) -> None:
-    doubled = labels.duplicated(_KEYS)
-    if doubled.any():
-        raise InputError(
-            f"{path}: the same patient and prediction_time stand there twice ({int(doubled.sum())} such rows). Keep "
-            "one row a sample."
-        )
+def _once(
+    shards: Sequence[tuple[Path, pd.DataFrame]], folder: Path, invalid: Policy
+) -> tuple[pd.DataFrame, tuple[Exclusion, ...]]:
+    """Shards one below the other, with a row a sample, and the rows that said again what was said, left out.
+
+    Raises:
+        InputError: rows say two things of one sample; or they repeat each other, and are not to be left out.
+    """
+    rows = pd.concat([shard for _, shard in shards], ignore_index=True)
+    again = rows.duplicated().to_numpy()
+    kept = rows[~again].reset_index(drop=True)
+    contradicting = int(kept.duplicated(_KEYS).sum())
+    if contradicting or (again.any() and invalid != "exclude"):
+        path = shards[0][0] if len(shards) == 1 else shards[0][0].parent
+        told = f"{contradicting} such rows with other values" if contradicting else f"{int(again.sum())} such rows"
+        otherwise = "" if contradicting else ', or leave the others out with invalid="exclude"'
+        raise InputError(f"{path}: {_TWICE} ({told}). Keep one row a sample{otherwise}.")
+    files = [str(path.relative_to(folder)) for path, shard in shards for _ in range(len(shard))]
+    numbers = [row for _, shard in shards for row in range(1, len(shard) + 1)]
+    left_out = (
+        Exclusion(files[row], numbers[row], f"{_TWICE}, with the same outcome") for row in np.flatnonzero(again)
+    )
+    return kept, tuple(left_out)
 
 
-def _read_label_file(paths: list[Path], name: str) -> tuple[pd.DataFrame, str | None]:
-    """One outcome of all its shards, and the kind that its column declares (None: to be inferred)."""
+def _read_label_file(
+    paths: list[Path], name: str, folder: Path, invalid: Policy
+) -> tuple[pd.DataFrame, str | None, tuple[Exclusion, ...]]:
+    """One outcome of all its shards, the kind that its column declares (None: to be inferred), and rows left out."""
     shards = []
     for path in paths:
         shard = _read_keyed(path)
         if not set(_LABEL_KINDS) & set(shard.columns):
             raise InputError(f"{path} is no MEDS label file: it needs subject_id, prediction_time and a value.")
-        shards.append(shard)
-    labels = pd.concat(shards, ignore_index=True)
-    _require_samples_once(labels, paths[0] if len(paths) == 1 else paths[0].parent)
+        shards.append((path, shard[[column for column in (*_KEYS, *_LABEL_KINDS) if column in shard.columns]]))
+    labels, left_out = _once(shards, folder, invalid)
     present = [column for column in _LABEL_KINDS if column in labels.columns]
     # A file may have all columns that MEDS knows, and values in one.
     column = next((column for column in present if labels[column].notna().any()), present[0])
@@ -112,4 +140,4 @@ def _read_label_file(paths: list[Path], name: str) -> tuple[pd.DataFrame, str | 
     if column == "categorical_value":
         # What is declared to be classes may have numbers among their names.
         labels[column] = labels[column].astype("category")
-    return labels[[*_KEYS, column]].rename(columns={column: name}), _LABEL_KINDS[column]
+    return labels[[*_KEYS, column]].rename(columns={column: name}), _LABEL_KINDS[column], left_out

@@ -75,7 +75,8 @@ class Database:
                 f"SQLAlchemy knows no database {url.drivername}. Check the beginning of the URL; that of PostgreSQL is "
                 "postgresql+psycopg://."
             ) from None
-        except sqlalchemy.exc.ArgumentError:
+        except (sqlalchemy.exc.ArgumentError, ValueError):
+            # A ValueError quotes what stands for the port, which may be the end of a password.
             raise InputError(
                 "The source has :// but is no URL of a database. Write it as postgresql+psycopg://user@host/database."
             ) from None
@@ -104,7 +105,7 @@ class Database:
         except exc.SQLAlchemyError as error:
             self._tidy()
             # No patient is in what a database says at its door.
-            said = str(getattr(error, "orig", None) or error).strip().split("\n")[0]
+            said = first_words(getattr(error, "orig", None) or error, self.engine.url)
             raise InputError(f"The database {self.where} cannot be opened: {said}. Check the URL.") from None
         return self
 
@@ -245,7 +246,7 @@ class Database:
         with progress_bar(f"fetching {name}", len(parts)) as advance:
             advance(done)
             for path, query in missing:
-                with self._talking(name, done, len(parts)), naming_full_disk(self._cache):
+                with self._talking(name, done, len(parts)), naming_full_disk(self._cache, f"the table {name}"):
                     self._write_part(path, query, schema, name)
                 done += 1
                 advance(1)
@@ -302,6 +303,12 @@ class Database:
                 f"The database {self.where} does not give the table {name} ({type(error).__name__}). Check the schema, "
                 "the rights of the user, and that its times are from the years 1 to 9999."
             ) from None
+
+
+def first_words(error: BaseException, url: sa.URL) -> str:
+    """The first line of what a database said, without the password, whatever driver said it."""
+    said = str(error).strip().split("\n")[0]
+    return said.replace(str(url.password), "***") if url.password else said
 
 
 def _key(name: str) -> str:

@@ -132,7 +132,7 @@ class Shelf:
         """
         if all(map(self.find, items.values())):
             return
-        with naming_full_disk(self.folder), self._opened() as files:
+        with naming_full_disk(self.folder, "what was prepared last"), self._opened() as files:
             missing = [item for item, stamp in items.items() if not self.find(stamp)]
             of = list(items) if together else None
             with closing(in_parallel(make, missing, task, chunk=chunk, of=of)) as results:

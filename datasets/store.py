@@ -59,7 +59,7 @@ class Store:
         if not about.is_file():
             if folder.is_file() or any(not path.name.startswith(f".{_ABOUT}") for path in _entries(folder)):
                 raise InputError(f"{folder} exists and is no store of chiasm. Give another folder.")
-            with naming_full_disk(folder):
+            with naming_full_disk(folder, "a new store"):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(about, {"schema": _SCHEMA, "unreadable": unreadable or "raise"})
         told = read_json(about)
@@ -94,7 +94,7 @@ class Store:
         folder = self.folder / "packs" / f"{name}-{_digest(key)}"
         if not self._is_current(folder):
             packed = reader.pack(cohort)
-            with naming_full_disk(self.folder):
+            with naming_full_disk(self.folder, f"the prepared {name}"):
                 self._write(folder, packed)
         return self._map(folder)
 

@@ -15,7 +15,7 @@ import pandas as pd
 from .arguments import require_table
 from .checks import Excerpt, Policy, TableCheck
 from .errors import InputError
-from .times import mostly_dates, parse_times
+from .times import are_mostly_days, are_mostly_years, mostly_dates, parse_times
 from .words import UNFILLED, Words, as_words
 
 REQUIRED = {
@@ -129,6 +129,10 @@ def parse_words(values: pd.Series, check: TableCheck, column: str, *, optional: 
     return text.mask(words.blank)
 
 
+AGE = re.compile(r"(?:anchor_|patient_)?age(?:_?(?:years?|yrs?))?(?:_at_\w+)?", re.I)
+"""Names of static columns that are an age in years."""
+
+
 def parse_codes(values: pd.Series, check: TableCheck, column: str) -> pd.Series:
     """A text column of many rows and few words, as a categorical; a blank is refused."""
     if not isinstance(values.dtype, pd.CategoricalDtype):
@@ -214,15 +218,12 @@ def parse_static(table: pd.DataFrame, check: TableCheck) -> pd.DataFrame:
 
 def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Series:
     if pd.api.types.is_numeric_dtype(values.dtype) and values.dtype.kind in "iuf" and values.notna().any():
-        return _finite(pd.Series(values.to_numpy("float64", na_value=np.nan), index=values.index), check, column)
+        return _fact_numbers(pd.Series(values.to_numpy("float64", na_value=np.nan), index=values.index), check, column)
     words = as_words(values)
     refuse_unreadable(words, check, column)
     text, filled = words.text.str.strip(), ~words.blank & ~words.broken & ~words.strange
     if pd.api.types.is_datetime64_any_dtype(values.dtype) or mostly_dates(text[filled]):
-        raise InputError(
-            f"static.{column} holds dates. A date is no static fact: of a birth give the age in years in its place; "
-            "dates of death, discharge and the like tell what is to be predicted, so drop such a column."
-        )
+        raise _dates(column)
     if isinstance(values.dtype, pd.CategoricalDtype) or not filled.any():
         return text.where(filled)
     truth = text[filled].str.lower()
@@ -235,7 +236,23 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
         return text.where(filled)
     # One NA among numbers would make a category of every age.
     check.refuse(filled & unfilled, f"{column} says NA or the like", "Leave the cell blank if nothing is known")
+    return _fact_numbers(numbers, check, column)
+
+
+def _fact_numbers(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:
+    """A static column of numbers, which are no dates written as numbers, nor years where ages should be."""
+    if are_mostly_days(numbers):
+        raise _dates(column)
+    if AGE.fullmatch(column) and are_mostly_years(numbers):
+        raise InputError(f"static.{column} holds years, such as 1950, and no ages. Give the age at the prediction.")
     return _finite(numbers, check, column)
+
+
+def _dates(column: str) -> InputError:
+    return InputError(
+        f"static.{column} holds dates. A date is no static fact: of a birth give the age in years in its place; "
+        "dates of death, discharge and the like tell what is to be predicted, so drop such a column."
+    )
 
 
 def _finite(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:

@@ -48,10 +48,10 @@ def parse_times(values: pd.Series, check: TableCheck, column: str, *, optional: 
     elif pd.api.types.is_datetime64_dtype(values.dtype):
         parsed, zoned = values, False
     elif pd.api.types.is_numeric_dtype(values.dtype) and values.notna().any():
-        raise InputError(
-            f"{where} holds numbers, not times. Convert them first, for instance with "
-            'pandas.to_datetime(column, unit="s") or pandas.Timestamp("2000-01-01") + pandas.to_timedelta(...).'
-        )
+        way = 'pandas.to_datetime(column, unit="s") or pandas.Timestamp("2000-01-01") + pandas.to_timedelta(...)'
+        if are_mostly_days(values):
+            way = 'pandas.to_datetime(column.astype("str"), format="%Y%m%d"), if 20310517 is the 17th of May 2031'
+        raise InputError(f"{where} holds numbers, not times. Convert them first, for instance with {way}.")
     else:
         return _parse_text_times(values, check, column, optional)
     if not optional:
@@ -106,3 +106,17 @@ def mostly_dates(words: pd.Series) -> bool:
     dates = pc.match_substring_regex(arrow, _MOMENT).to_numpy(zero_copy_only=False)
     dates |= pc.match_substring_regex(arrow, _CUSTOMARY).to_numpy(zero_copy_only=False)
     return bool(len(words)) and bool(dates.mean() > 0.5)
+
+
+def are_mostly_days(numbers: pd.Series) -> bool:
+    """Whether more than half of these numbers are days as 20310517 writes them, of the years 1850 to 2100."""
+    known = numbers.dropna().astype("float64")
+    known = known[(known >= 18500101) & (known <= 21001231) & (known % 1 == 0)]
+    days = pd.to_datetime(known.astype("int64").astype("str"), format="%Y%m%d", errors="coerce")
+    return bool(days.notna().sum() > numbers.notna().sum() / 2)
+
+
+def are_mostly_years(numbers: pd.Series) -> bool:
+    """Whether more than half of these numbers are years of a calendar, from 1850 to 2100."""
+    known = numbers.dropna()
+    return bool(len(known)) and bool((known.between(1850, 2100) & (known % 1 == 0)).mean() > 0.5)

@@ -55,7 +55,7 @@ def new_folder(folder: Path, kind: str) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({type(error).__name__}). Give another place.") from error
     try:
-        with naming_full_disk(folder):
+        with naming_full_disk(folder.parent, f"the {kind} {folder.name}"):
             yield scratch
             _seal(scratch, kind)
         _replace(scratch, folder)
@@ -134,7 +134,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
-        with naming_full_disk(path.parent):
+        with naming_full_disk(path.parent, path.name):
             yield scratch
             flush(scratch)
         scratch.replace(path)

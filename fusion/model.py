@@ -100,6 +100,9 @@ class FusionModel(nn.Module):
                 "The model has no outcome. Give outcomes=cohort.outcome_kinds; if that is empty, the table outcomes "
                 "needs a column with what is to be predicted."
             )
+        unnamed = [name for name in outcomes if not isinstance(name, str) or not name]
+        if unnamed:
+            raise InputError(f"outcomes= names an outcome {unnamed[0]!r}; expected the name of a column, as text.")
         require_numbers(modality_dropout=modality_dropout, auxiliary=auxiliary)
         if not 0 <= modality_dropout < 1:
             raise InputError(f"modality_dropout is {modality_dropout}; expected a probability from 0 to below 1.")

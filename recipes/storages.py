@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ..datasets.errors import InputError
-from ..datasets.omop_database import INSTALL
+from ..datasets.omop_database import INSTALL, first_words
 
 WAIT_S = 60
 """Seconds that SQLite waits for another worker to be done with writing, which takes milliseconds."""
@@ -63,7 +63,7 @@ def open_storage(url: str) -> tuple[RDBStorage, str]:
         ) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        said = str(getattr(cause, "orig", None) or cause).strip().split("\n")[0]
+        said = first_words(getattr(cause, "orig", None) or cause, parts)
         raise InputError(f"The storage {where} cannot be opened: {said}. Check the URL, and that it runs.") from None
     if on_file:
         _take_turns(storage.engine)

@@ -147,9 +147,10 @@ def test_a_damaged_manifest_is_refused(folder, manifest):
 )
 def test_a_full_disk_is_told_and_leaves_what_was_there(folder, error):
     before = contents(folder)
-    with pytest.raises(InputError, match=rf"The disk of {folder} is full"), new_folder(folder, "model"):
+    full = rf"The disk of {folder.parent} is full, and the model {folder.name} could not be written\. What was written"
+    with pytest.raises(InputError, match=full), new_folder(folder, "model"):
         raise error
-    with pytest.raises(InputError, match=rf"The disk of {folder} is full"), new_file(folder / "risks.csv"):
+    with pytest.raises(InputError, match=rf"{folder} is full, and risks.csv could not"), new_file(folder / "risks.csv"):
         raise error
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -304,6 +304,9 @@ def test_patients_can_be_renamed_in_order():
     for names in ({1: "a", 2: "b"}, {1: "a", 2: "a", 3: "b"}, {1: "b", 2: "a", 3: "c"}):
         with pytest.raises(InputError, match="The new patient ids must be one for each patient"):
             cohort.rename_subjects(pd.Series(names))
+    for names in ([1], {1: "a"}, None, pd.Series(["a", "b"], index=[1, 1])):
+        with pytest.raises(InputError, match=r"came as a \w+; expected a pandas Series with each patient's id once"):
+            cohort.rename_subjects(names)
 
 
 def test_unreadable_images_are_left_out_and_listed(tmp_path):

@@ -458,6 +458,16 @@ def test_the_same_sample_in_two_shards_of_labels_is_refused(tmp_path):
     write_labels(tmp_path, "died/1", boolean_value=[True, False, False])
     with pytest.raises(InputError, match=r"labels/died: the same patient and prediction_time .* \(3 such rows\)"):
         Cohort.read(tmp_path)
+    once = Cohort.read(tmp_path, invalid="exclude")
+    assert len(once) == 3
+    assert [(own.table, own.row) for own in once.exclusions] == [("labels/died/1.parquet", row) for row in (1, 2, 3)]
+    assert {own.reason for own in once.exclusions} == {
+        "the same patient and prediction_time stand there twice, with the same outcome"
+    }
+    # Which of two outcomes is right, nobody can tell but who wrote them.
+    write_labels(tmp_path, "died/1", boolean_value=[True, True, False])
+    with pytest.raises(InputError, match=r"\(1 such rows with other values\)\. Keep one row a sample\.$"):
+        Cohort.read(tmp_path, invalid="exclude")
 
 
 def test_notes_of_chiasm_that_contradict_the_dataset_are_refused(tmp_path):

@@ -315,6 +315,8 @@ BINARY = {"died": "binary"}
     ("wrong", "match"),
     [
         ({"outcomes": BINARY}, "The model has no encoder. Give at least one of image, labs, notes, static"),
+        ({"labs": LabEncoder(), "outcomes": {3: "binary"}}, "outcomes= names an outcome 3; expected the name of a"),
+        ({"labs": LabEncoder(), "outcomes": {"": "binary"}}, "outcomes= names an outcome ''; expected the name of"),
         ({"labs": LabEncoder(), "outcomes": {}}, "The model has no outcome.* the table outcomes needs a column"),
         ({"labs": LabEncoder(), "outcomes": ["died"]}, r"outcomes= was given a list; expected cohort.outcome_kinds"),
         ({"labs": ImageEncoder(), "outcomes": BINARY}, r"labs= was given a ImageEncoder, which belongs to image="),

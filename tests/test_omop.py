@@ -813,6 +813,8 @@ def test_a_part_of_a_table_without_values_may_have_no_type(tmp_path, cohort):
             r"SQLAlchemy knows no database postgres. Check .* that of PostgreSQL is postgresql\+psycopg://",
         ),
         ("post gres://me:secret@host/omop", None, "is no URL of a database. Write it as postgresql"),
+        ("postgresql+psycopg://me:top@host:22secret/omop", None, "is no URL of a database. Write it as postgresql"),
+        ("postgresql+psycopg://me:top#secret:1@host:port/omop", None, "is no URL of a database. Write it as"),
     ],
 )
 def test_a_database_that_cannot_be_spoken_to_says_what_is_missing(monkeypatch, source, missing, message):
@@ -822,6 +824,13 @@ def test_a_database_that_cannot_be_spoken_to_says_what_is_missing(monkeypatch, s
     with pytest.raises(InputError, match=message) as caught:
         read_omop(source)
     assert "secret" not in str(caught.value)
+
+
+def test_what_a_driver_says_is_told_without_the_password():
+    sqlalchemy = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed: pip install chiasm[database]")
+    error = OSError("cannot connect as me:secret@host\nin line 2")
+    for url, told in (("x://me:secret@host", "me:***@host"), ("x://me@host", "me:secret@host")):
+        assert omop_database.first_words(error, sqlalchemy.make_url(url)) == f"cannot connect as {told}"
 
 
 @pytest.fixture
@@ -874,7 +883,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_written_file(sqlite, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(omop_database, "reach_disk", fail)
-    with pytest.raises(InputError, match=r"The disk of .*cache is full"):
+    with pytest.raises(InputError, match=r"The disk of .*cache is full, and the table visit_occurrence could not be"):
         read_omop(sqlite, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -312,7 +312,7 @@ def test_an_array_that_grew_can_be_read_by_others_and_has_all_rows(tmp_path):
     assert np.load(next((tmp_path / "store").glob("images-*/pixels.npy"))).shape == (40, 1, 32, 32)
 
 
-FULL = "The disk of .* is full. What was prepared before is kept: free some space and run again"
+FULL = "The disk of .* is full, and .* could not be written. What was written before is kept: free some space"
 
 
 def test_a_full_disk_is_said_and_nothing_half_written_is_read(tmp_path, decoded):

@@ -280,6 +280,10 @@ def test_numbers_are_no_times():
     for values in ([5, 6], [5.0, np.nan], [True, False]):
         with pytest.raises(InputError, match=r"labs.time holds numbers, not times"):
             Cohort(outcomes(), labs=labs(1, 2, time=values))
+    with pytest.raises(
+        InputError, match=r'Convert them first.* format="%Y%m%d"\), if 20310517 is the 17th of May 2031'
+    ):
+        Cohort(outcomes(), labs=labs(1, 2, time=[20310517, 20310516.0]))
 
 
 @pytest.mark.parametrize("blank", [None, pd.NaT, "", " "])
@@ -553,7 +557,7 @@ def test_a_fact_that_would_drown_all_others_is_refused(value):
     [
         *([NOW], ["1961-02-03"], [datetime.date(1961, 2, 3)], pd.DatetimeIndex([NOW], tz="UTC"), ["1961-02-03 10:00"]),
         *(["17.05.1950"], ["5/17/50"], ["17-05-1950 08:30"], ["17-May-1950"], ["17MAY1950"], ["May 17, 1950"]),
-        *(["3. Sept. 1950"], ["5/17/1950 8:30 PM"]),
+        *(["3. Sept. 1950"], ["5/17/1950 8:30 PM"], [19500517], [19500517.0], ["19500517"]),
     ],
 )
 def test_a_date_is_no_static_fact(values):
@@ -570,6 +574,23 @@ def test_a_column_of_dates_with_a_word_or_a_blank_among_them_makes_no_category_a
 @pytest.mark.parametrize("values", [["1950"], ["50"], ["3.5"], ["0+"], ["1/2"], ["maybe"], ["12-34"], ["May 4"]])
 def test_what_only_looks_like_a_part_of_a_date_is_a_fact(values):
     assert len(Cohort(outcomes(), static=pd.DataFrame({"subject_id": [1], "fact": values})).static) == 1
+
+
+@pytest.mark.parametrize("name", ["age", "Age", "anchor_age", "age_years", "age_at_admission"])
+@pytest.mark.parametrize("values", [[1950, 1961, np.nan], ["1950", "1961", "34"]])
+def test_a_year_of_birth_is_no_age(name, values):
+    facts = pd.DataFrame({"subject_id": [1, 2, 3], name: values})
+    with pytest.raises(InputError, match=rf"static.{name} holds years, such as 1950, and no ages. Give the age at the"):
+        Cohort(outcomes([1, 2, 3]), static=facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("age", [1950, 61, 34]), ("weight_g", [1950, 2010, 1880]), ("code", [19500517, 87654321, 12345678])],
+)
+def test_numbers_that_only_happen_to_look_like_years_or_days_are_facts(name, values):
+    facts = pd.DataFrame({"subject_id": [1, 2, 3], name: values})
+    assert Cohort(outcomes([1, 2, 3]), static=facts).static[name].tolist() == pytest.approx(values)
 
 
 def test_what_is_no_text_does_not_become_a_category():
