@@ -1,8 +1,10 @@
 """The metrics of one outcome, from arrays of risks and labels.
 
-Metrics take probabilities, never logits. Whatever scikit-learn computes is computed by scikit-learn;
-what is undefined is NaN (precision when nobody is called positive, AUROC of one class), never 0. A
-`weight` says how often a sample counts: the bootstrap passes how often its patient was drawn.
+Metrics take probabilities, never logits. What is undefined is NaN (precision when nobody is called
+positive, AUROC of one class), never 0. A `weight` says how often a sample counts: the bootstrap passes
+how often its patient was drawn. Of a binary outcome they are computed here and held against
+scikit-learn's by tests, because a bootstrap computes them thousands of times, and of 300 samples
+scikit-learn looks at its arguments for ten times as long as it computes.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ LOGIT_MARGIN = 2.0**-25
 CALIBRATION_BINS = 10
 
 _THRESHOLDED = frozenset({"accuracy", "balanced accuracy", "precision", "recall", "specificity", "F1"})
+_RANKED = frozenset({"AUROC", "AUPRC"})
 _RECALIBRATED = frozenset({"calibration slope", "calibration intercept"})
 
 
@@ -87,8 +90,6 @@ def binary_metrics(
     equal-width bins. Ours hold equal counts, because at low prevalence nearly all risks share one bin of
     equal width. ECE is never negative, so chance alone raises it: its resamples lie above its value.
     """
-    from sklearn.metrics import average_precision_score, brier_score_loss
-
     wanted = _known_names(names, BINARY_METRICS)
     probability, label = _checked_binary(probability, label)
     weight = _checked_weight(weight, len(label))
@@ -101,13 +102,11 @@ def binary_metrics(
         values |= _decision_metrics(probability >= threshold, label, weight)
     if _RECALIBRATED.intersection(wanted):
         values |= _recalibration(probability, label, weight, one_class=one_class)
-    if "AUROC" in wanted:
-        values["AUROC"] = np.nan if one_class else _auroc(probability, label, weight)
-    if "AUPRC" in wanted:
-        area = average_precision_score(label, probability, sample_weight=weight) if not one_class else np.nan
-        values["AUPRC"] = area
+    if _RANKED.intersection(wanted):
+        auroc, precision = _areas(probability, label, weight) if not one_class else (np.nan, np.nan)
+        values |= {"AUROC": auroc, "AUPRC": precision}
     if "Brier" in wanted:
-        values["Brier"] = brier_score_loss(label, probability, sample_weight=weight, pos_label=1)
+        values["Brier"] = np.average((probability - label) ** 2, weights=weight)
     if "ECE" in wanted:
         bins = calibration_bins(probability, label, weight=weight)
         values["ECE"] = np.average(np.abs(bins.observed - bins.predicted), weights=bins.samples)
@@ -152,7 +151,7 @@ def categorical_metrics(
     values: dict[str, float] = {}
     if "macro AUROC" in wanted:
         everyone = len(present) == len(classes)
-        each = [_auroc(probability[:, k], label == k, weight) for k in classes] if everyone else [np.nan]
+        each = [_areas(probability[:, k], label == k, weight)[0] for k in classes] if everyone else [np.nan]
         values["macro AUROC"] = np.mean(each)
     if "log loss" in wanted:
         values["log loss"] = log_loss(label, probability, labels=classes, sample_weight=weight)
@@ -265,29 +264,40 @@ def best_threshold(probability: Float[np.ndarray, " sample"], label: Shaped[np.n
     return float(thresholds[highest])
 
 
-def _auroc(probability: np.ndarray, label: np.ndarray, weight: np.ndarray) -> float:
-    # roc_auc_score gives the same area, but takes three times as long: it looks longer at its arguments.
-    from sklearn.metrics import auc, roc_curve
-
-    false_positive, true_positive, _ = roc_curve(label, probability, sample_weight=weight, pos_label=1)
-    return auc(false_positive, true_positive)
+def _areas(probability: np.ndarray, label: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve and average precision, of samples of both classes."""
+    order = np.argsort(-probability, kind="stable")
+    descending, counted = probability[order], weight[order]
+    # Of equal risks, all are called positive or none.
+    last = np.flatnonzero(np.append(descending[1:] != descending[:-1], True))
+    events = np.cumsum(counted * label[order])[last]
+    called = np.cumsum(counted)[last]
+    events, called = np.append(0.0, events), np.append(0.0, called)
+    area = np.trapezoid(events, called - events) / (events[-1] * (called[-1] - events[-1]))
+    gained = np.diff(events)
+    # Where nobody counts yet, no event is gained either.
+    return area, gained @ (events[1:] / np.where(called[1:] > 0, called[1:], 1)) / events[-1]
 
 
 def _decision_metrics(called: np.ndarray, label: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-
-    called = called.astype(np.int64)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        label, called, labels=[0, 1], sample_weight=weight, zero_division=np.nan
-    )
+    # Rows are labels, columns what they were called.
+    (true_negative, false_positive), (false_negative, true_positive) = np.bincount(
+        2 * label + called, weights=weight, minlength=4
+    ).reshape(2, 2)
+    recall = _ratio(true_positive, true_positive + false_negative)
+    specificity = _ratio(true_negative, true_negative + false_positive)
     return {
-        "accuracy": accuracy_score(label, called, sample_weight=weight),
-        "balanced accuracy": recall.mean(),
-        "precision": precision[1],
-        "recall": recall[1],
-        "specificity": recall[0],
-        "F1": f1[1],
+        "accuracy": (true_positive + true_negative) / weight.sum(),
+        "balanced accuracy": (recall + specificity) / 2,
+        "precision": _ratio(true_positive, true_positive + false_positive),
+        "recall": recall,
+        "specificity": specificity,
+        "F1": _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
     }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else np.nan
 
 
 def _recalibration(
