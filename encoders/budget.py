@@ -5,8 +5,8 @@ A row of a part is an image or a piece of a note. Rows with the same hour are on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..datasets.batch import Images, Notes
 from ..datasets.prepared import Packed
+from .recomputing import statistics_stay
 from .tokens import TIME_FEATURES, Encoded, Tokens, gather_tokens, time_features
 
 AT_ONCE = 32
@@ -114,7 +114,7 @@ def encoded_in_turns(
         if isinstance(some, Notes):
             some = some._replace(tokens=some.tokens[:, : int(some.length.max())])
         if learns:
-            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _statistics_stay(network))}
+            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), statistics_stay(network))}
             turns.append(checkpoint(_shortened, encode, some, detailed[rows], **again))
         else:
             turns.append(_shortened(encode, some, detailed[rows]))
@@ -146,20 +146,6 @@ def _means(encoded: Encoded, row: Int[Tensor, " token"]) -> Float[Tensor, "row w
     counts = torch.bincount(row)[:, None]
     total = encoded.values.new_zeros(len(counts), encoded.values.shape[1], dtype=torch.float32)
     return (total.index_add(0, row, encoded.values.float()) / counts).to(encoded.values.dtype)
-
-
-@contextmanager
-def _statistics_stay(network: nn.Module) -> Iterator[None]:
-    """What is computed again moves no statistics of batch norms a second time."""
-    norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
 
 
 class StudyAttention(nn.Module):

@@ -19,6 +19,7 @@ from ..datasets.prepared import Packed
 from .augmentation import jitter_images
 from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
 from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
+from .recomputing import recompute_images
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
 from .weights import require_weights
@@ -137,6 +138,10 @@ class ImageEncoder(nn.Module):
     def thaw(self, epoch: int | None) -> None:
         self.tuning.thaw(self.backbone, epoch)
         self.train(self.training)
+
+    def recompute(self, on: bool) -> bool:
+        # Under a budget they are computed again in any case.
+        return bool(self.budget) or recompute_images(self.backbone, on)
 
     def identity(self) -> dict[str, object]:
         weights = weights_hash(self.backbone, {"mean": self.mean, "std": self.std})

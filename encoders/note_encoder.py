@@ -20,6 +20,7 @@ from ..datasets.prepared import Packed
 from .augmentation import hide_sentences, hide_words, sentence_marks
 from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
 from .note_network import fresh_transformer, load_transformer, longest_input
+from .recomputing import recompute_notes
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
 from .weights import require_weights
@@ -190,6 +191,10 @@ class NoteEncoder(nn.Module):
     def thaw(self, epoch: int | None) -> None:
         self.tuning.thaw(self.transformer, epoch)
         self.train(self.training)
+
+    def recompute(self, on: bool) -> bool:
+        # Under a budget they are computed again in any case.
+        return bool(self.budget) or recompute_notes(self.transformer, on)
 
     def identity(self) -> dict[str, object]:
         return {"config": self._told_config(), "weights": weights_hash(self.transformer, {})}

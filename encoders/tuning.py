@@ -44,6 +44,9 @@ class Tuned(Protocol):
     def thaw(self, epoch: int | None) -> None:
         """Let learn what learns in an epoch, from 0; None for everything that ever learns."""
 
+    def recompute(self, on: bool) -> bool:
+        """Have activations computed again for the gradient, or kept again; whether the network can do without them."""
+
     def encoded(self, part: Part) -> Encoded:
         """What the network makes of the rows of a part, each by itself."""
 

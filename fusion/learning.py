@@ -44,6 +44,12 @@ def tell_tuning(model: FusionModel) -> tuple[str, ...]:
     return tuple(told)
 
 
+def recompute(model: FusionModel, on: bool) -> tuple[str, ...]:
+    """Have networks that learn compute their activations again for the gradient; which of them cannot."""
+    cannot = [name for name, encoder in tuned_encoders(model) if not encoder.recompute(on)]
+    return tuple(f"{name}: activations are kept, since this network cannot compute them again" for name in cannot if on)
+
+
 def _span(shares: set[float]) -> str:
     low, high = min(shares), max(shares)
     return f"{low:g}" if low == high else f"{low:.2g} to {high:.2g}"

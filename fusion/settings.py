@@ -99,6 +99,7 @@ class MachineSettings:
     """
 
     sharded: bool
+    recompute: bool
 
     def __post_init__(self) -> None:
         require_truth(**asdict(self))

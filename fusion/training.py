@@ -24,6 +24,7 @@ from .checkpoint import History, Keeper, TrainingState
 from .epoch_end import end_epoch, take_best, validation_loss, write_run, write_what_is_missing
 from .frozen_tokens import Samples
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, make_schedule, tell_tuning, thaw
+from .learning import recompute as recompute_activations
 from .model import FusionModel
 from .numerics import prepare_to_repeat, repeatable
 from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator
@@ -59,6 +60,7 @@ def fit(
     deterministic: bool = False,
     seed: int = 0,
     sharded: bool = False,
+    recompute: bool = False,
     out: str | Path | None = None,
     save_every: float = 10.0,
     checkpoints: int = 2,
@@ -105,6 +107,8 @@ def fit(
             for one GPU. It trains the same up to rounding. Each process keeps its part; layers of a transformer are
             put together one by one while they are computed with, and all weights, without gradients and moments, to
             validate and save them. One process has nothing to divide, and says so.
+        recompute: have image and note networks keep no activations but those between their blocks, and compute the
+            others again for the gradient: the same numbers in less memory, for a forward pass more.
         out: a folder for `history.jsonl`, the best `model/` so far and `checkpoints/`; a run that was stopped or
             killed goes on from there, in the middle of an epoch too, when fit is called again in the same way. One
             run at a time.
@@ -143,7 +147,7 @@ def fit(
         deterministic=deterministic,
         seed=seed,
     )
-    machine = MachineSettings(sharded=sharded)
+    machine = MachineSettings(sharded=sharded, recompute=recompute)
     keeping = KeepingSettings(save_every=save_every, checkpoints=checkpoints, skip=skip, timeout=timeout)
     store = None if out is None else as_path("out", out)
     require_trackers(trackers, with_folder=store is not None)
@@ -156,7 +160,7 @@ def fit(
         steps = math.ceil(len(samples) / batch_size)
         network, state = _set_up(model, steps, settings, machine, accelerator)
         state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
-        state.history.tuning = tell_tuning(model)
+        state.history.tuning = tell_tuning(model) + recompute_activations(state.model, machine.recompute)
 
         # What was done before, if this run was stopped.
         fingerprint = fingerprint_of(samples, held_out, asdict(settings) | model.plan)
@@ -171,7 +175,7 @@ def fit(
                 samples, held_out = encoded_once(state, (samples, train), (held_out, valid), stop)
                 _stop_together(stop, accelerator)
             with tracked(accelerator, trackers, keeper.store, asdict(settings)):
-                _train(Loop(state, network, samples, held_out, settings, keeper, accelerator, stop))
+                _train(Loop(state, network, samples, held_out, settings, machine, keeper, accelerator, stop))
             if store:
                 write_what_is_missing(store, state, held_out, accelerator)
     return state.history
@@ -290,6 +294,7 @@ def _leave(
     if not state.history.epochs or alone:
         # Nothing is learned yet; or what started the processes ends this one too, and waits for no thresholds.
         state.thresholds = state.thresholds or {}
+    recompute_activations(model, False)
     model.to(accelerator.device).eval()
     # Weights that are divided can be put together where all processes come here, as where all were asked to stop.
     if not (state.is_divided and alone) or isinstance(error, Stopped):

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from ..datasets.errors import InputError
+from ..encoders.recomputing import statistics_stay
 from .artifact import write_whole
 from .checkpoint import Keeper, TrainingState
 from .frozen_tokens import Samples
 from .inference import to_device
 from .numerics import autocast
-from .settings import TrainingSettings
+from .settings import MachineSettings, TrainingSettings
 from .stopping import StopRequest
 from .training_samples import batch_of, hashed_samples, parts_of
 
@@ -36,6 +37,7 @@ class Loop:
     samples: Samples
     held_out: Samples | None
     settings: TrainingSettings
+    machine: MachineSettings
     keeper: Keeper
     accelerator: Accelerator
     stop: StopRequest
@@ -116,7 +118,8 @@ def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: i
                 risk = loop.network(batch)
             own, _ = state.model.loss(risk, batch)
             scaled = state.scaler.scale(own * weight) if precision == settings.precision else own * weight
-            scaled.backward()
+            with statistics_stay(state.model) if loop.machine.recompute else nullcontext():
+                scaled.backward()
         total += own.detach()
     return total
 

@@ -169,6 +169,9 @@ def train(
     sharded: Annotated[
         bool | None, typer.Option("--sharded", help="Divide weights among the processes (FSDP2).")
     ] = None,
+    recompute: Annotated[
+        bool | None, typer.Option("--recompute", help="Compute activations again instead of keeping them.")
+    ] = None,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Experiment tracker, such as tensorboard; repeatable.")
     ] = None,
@@ -188,7 +191,7 @@ def train(
         run, data = new_run(recipe, data, out, set_, store=store)
     # What is typed goes before what the recipe says.
     typed = {"save_every": save_every, "timeout": timeout, "trackers": tuple(tracker) if tracker else None}
-    typed |= {"sharded": sharded}
+    typed |= {"sharded": sharded, "recompute": recompute}
     run = run.keeping_by(**{name: value for name, value in typed.items() if value is not None})
     with alone_in(run.folder):
         run.train(data, say=say)

@@ -16,8 +16,8 @@ from .workers import digest, start
 
 SGD = {"optimizer": "sgd", "learning_rate": 0.02}
 CASES = {
-    "adamw, in parts": {"accumulate": 2},
-    "adapters": SGD | {"plan": {"tuning": "lora:4"}},
+    "adamw, in parts": {"accumulate": 2, "recompute": True},
+    "adapters": SGD | {"plan": {"tuning": "lora:4"}, "recompute": True},
     "unfreezing": SGD | {"plan": {"tuning": "gradual"}},
     "frozen": SGD | {"plan": {"tuning": "frozen"}},
     "budget": SGD | {"plan": {"budget": 20}},

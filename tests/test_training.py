@@ -367,6 +367,7 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
         ({"accumulate": 0}, "accumulate is 0; expected a whole number of at least 1"),
         ({"deterministic": 2}, "deterministic is 2; expected True or False"),
         ({"sharded": "yes"}, "sharded is 'yes'; expected True or False"),
+        ({"recompute": 1}, "recompute is 1; expected True or False"),
         ({"checkpoints": 0}, "checkpoints is 0; expected a whole number of at least 1"),
         ({"skip": -1}, "skip is -1; expected a whole number of at least 0"),
         ({"save_every": -1}, "save_every is -1; expected a number of minutes of 0 or more"),
