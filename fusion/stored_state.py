@@ -57,7 +57,7 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], accelerator: Accele
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({type(error).__name__}). Give another place.") from error
-    with naming_full_disk(place):
+    with naming_full_disk(folder.parent, f"the checkpoint {folder.name}"):
         write_tensors(tensors, own)
         flush(own)
     accelerator.wait_for_everyone()
