@@ -75,7 +75,7 @@ def model(cohort: Cohort, settings: Settings) -> FusionModel:
             summary_dropout=0.5,
             augmentation=LabAugmentation(dropped=0.3),
         ),
-        notes=NoteEncoder(_note_network(), length=128, word_dropout=0.3),
+        notes=NoteEncoder(_note_network(), length=128, word_dropout=0.2, sentence_dropout=0.5),
         static=StaticEncoder(width=settings.width // 2),
         fusion=CrossAttentionFusion(width=settings.width, depth=2, heads=4, dropout=0.3),
         outcomes=cohort.outcome_kinds,
@@ -94,6 +94,8 @@ def _note_network() -> "BertConfig":
         num_attention_heads=4,
         intermediate_size=128,
         hidden_dropout_prob=0.2,
+        # Words and sentences are hidden as it is.
+        attention_probs_dropout_prob=0.0,
         max_position_embeddings=128,
     )
 
