@@ -17,20 +17,10 @@ from jaxtyping import Float, Int, Shaped
 
 from ..datasets.errors import InputError
 
-BINARY_METRICS = (
-    "AUROC",
-    "AUPRC",
-    "Brier",
-    "calibration slope",
-    "calibration intercept",
-    "ECE",
-    "accuracy",
-    "balanced accuracy",
-    "precision",
-    "recall",
-    "specificity",
-    "F1",
-)
+_RANKED = ("AUROC", "AUPRC")
+_RECALIBRATED = ("calibration slope", "calibration intercept")
+_THRESHOLDED = ("accuracy", "balanced accuracy", "precision", "recall", "specificity", "F1")
+BINARY_METRICS = (*_RANKED, "Brier", *_RECALIBRATED, "ECE", *_THRESHOLDED)
 CATEGORICAL_METRICS = ("macro AUROC", "log loss", "Brier", "accuracy", "balanced accuracy")
 CONTINUOUS_METRICS = ("MAE", "RMSE", "R2")
 
@@ -39,10 +29,6 @@ CONTINUOUS_METRICS = ("MAE", "RMSE", "R2")
 LOGIT_MARGIN = 2.0**-25
 
 CALIBRATION_BINS = 10
-
-_THRESHOLDED = frozenset({"accuracy", "balanced accuracy", "precision", "recall", "specificity", "F1"})
-_RANKED = frozenset({"AUROC", "AUPRC"})
-_RECALIBRATED = frozenset({"calibration slope", "calibration intercept"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +84,11 @@ def binary_metrics(
     one_class = weight @ label in (0, weight.sum())
 
     values: dict[str, float] = {}
-    if _THRESHOLDED.intersection(wanted):
+    if set(_THRESHOLDED) & set(wanted):
         values |= _decision_metrics(probability >= threshold, label, weight)
-    if _RECALIBRATED.intersection(wanted):
+    if set(_RECALIBRATED) & set(wanted):
         values |= _recalibration(probability, label, weight, one_class=one_class)
-    if _RANKED.intersection(wanted):
+    if set(_RANKED) & set(wanted):
         auroc, precision = _areas(probability, label, weight) if not one_class else (np.nan, np.nan)
         values |= {"AUROC": auroc, "AUPRC": precision}
     if "Brier" in wanted:
