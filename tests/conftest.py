@@ -1,5 +1,7 @@
 """What all tests share: no network, shapes that are executed, and one small hospital."""
 
+import atexit
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -19,6 +21,14 @@ _HEADS = ("cross_attention", "concatenation", "gated", "late", "bottleneck", "lo
 _NETWORKS = ("token_entry", "state", "outcome_heads", *_HEADS)
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(["chiasm.encoders", *(f"chiasm.fusion.{name}" for name in _NETWORKS)], BEARTYPE)
+
+# What is imported is not looked through for garbage once more, be it while tests run or when all is over.
+atexit.register(gc.freeze)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+
 
 NOW = pd.Timestamp("2024-03-01 12:00")
 MODALITIES = ("images", "labs", "notes", "static")

@@ -145,7 +145,7 @@ def test_a_fusion_head_that_there_is_not_is_told_before_anything_is_read(tmp_pat
 
 def test_demo_ends_with_a_table_a_report_and_one_patient_explained(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert chiasm("demo", "--out", out, "--patients", 80, "--resamples", 20, *TINY) == 0
+    assert chiasm("demo", "--out", out, "--patients", 80, "--resamples", 20, "--jobs", 1, *TINY) == 0
     told = capsys.readouterr().out
     for word in ("fused", "concatenation", "best reachable", "baseline", "report.html"):
         assert word in told

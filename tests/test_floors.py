@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ FLOORS = ("datasets", "encoders", "fusion", "recipes")
 SOURCES = sorted(path for floor in FLOORS for path in (HOUSE / floor).glob("*.py"))
 
 
+@cache
 def trees() -> list[tuple[Path, ast.Module]]:
     return [(path, ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
 
@@ -31,6 +33,7 @@ def imported(path: Path, tree: ast.Module) -> set[str]:
     return {name for name in found if name == "chiasm" or name.startswith("chiasm.")}
 
 
+@cache
 def calls(tree: ast.Module) -> set[str]:
     """Every dotted name that is called, such as `torch.load`, and every name of an `except`."""
     return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}

@@ -3,6 +3,7 @@
 They are forked from a server that has imported everything once, so that a run begins within a second.
 """
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -16,8 +17,8 @@ from pathlib import Path
 _SERVED = multiprocessing.get_context("forkserver")
 _SERVED.set_forkserver_preload(
     [
-        *("chiasm.fusion.training", "chiasm.encoders", "chiasm.datasets.cohort"),
-        *("transformers.models.bert.modeling_bert", "timm", "accelerate", "torch.distributed.fsdp"),
+        *("chiasm.fusion.ensemble_training", "chiasm.recipes.demo", "chiasm.recipes.runs", "chiasm.datasets.pictures"),
+        *("transformers.models.bert.modeling_bert", "timm", "accelerate", "joblib", "torch.distributed.fsdp"),
     ]
 )
 
@@ -54,6 +55,8 @@ def _run(said: Path, environment: Mapping[str, str], work: Callable[..., None], 
     from chiasm.datasets import InputError
     from chiasm.fusion.stopping import Stopped
 
+    # What the server imported is not looked through for garbage, and so stays shared with it.
+    gc.freeze()
     os.environ.update(environment)
     torch.set_num_threads(1)
     # Who started the tests in the background has made them, and their children, deaf to Ctrl-C.
