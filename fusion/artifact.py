@@ -6,24 +6,30 @@ SHA-256 of every file. Reading checks all of it before anything is used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from ..datasets.disk import naming_full_disk
 from ..datasets.errors import InputError
 
+Read = TypeVar("Read")
 SCHEMA = 1
 MANIFEST = "manifest.json"
 # A scratch folder this old is nobody's any more: to fill one takes minutes.
 _ABANDONED = 3600
 """Seconds."""
+_GRACE = 1.0
+"""Seconds within which a folder that is being replaced is there again, which takes milliseconds."""
+_TRIES = 10
 
 
 class DamagedError(InputError):
@@ -93,11 +99,18 @@ def _refuse_to_replace(folder: Path, kind: str) -> None:
 def _replace(scratch: Path, folder: Path) -> None:
     """Put `scratch` where `folder` is. A kill in between leaves the old one beside, never a mixture."""
     retired = folder.with_name(f".{folder.name}-retired")
-    shutil.rmtree(retired, ignore_errors=True)
     try:
-        if folder.exists():
-            folder.rename(retired)
-        scratch.rename(folder)
+        for left in reversed(range(_TRIES)):
+            shutil.rmtree(retired, ignore_errors=True)
+            if folder.exists():
+                folder.rename(retired)
+            try:
+                scratch.rename(folder)
+                break
+            except OSError as error:
+                # Whoever reads, and finds no folder, brings the old one back.
+                if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
     finally:
         # Where the new one did not arrive, as after Ctrl-C, the old one comes back.
         restore_retired(folder)
@@ -105,11 +118,22 @@ def _replace(scratch: Path, folder: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def restore_retired(folder: Path) -> None:
-    """Bring back the old folder if a kill came between its retirement and the new one's arrival."""
+def restore_retired(folder: Path, *, after: float = 0.0) -> None:
+    """Bring back the old folder if a kill came between its retirement and the new one's arrival.
+
+    Args:
+        folder: what was to be replaced.
+        after: seconds that another process, which may be replacing it at this moment, has for it.
+    """
     retired = folder.with_name(f".{folder.name}-retired")
-    if retired.is_dir() and not folder.exists():
-        retired.rename(folder)
+    until = time.monotonic() + after
+    while retired.is_dir() and not folder.exists():
+        if time.monotonic() >= until:
+            # Else it has just arrived.
+            with suppress(OSError):
+                retired.rename(folder)
+            return
+        time.sleep(0.01)
 
 
 def clear_abandoned(folder: Path, *, age: float) -> None:
@@ -157,7 +181,7 @@ def checked_folder(folder: Path, kind: str) -> Path:
         DamagedError: it is missing, or has a file that changed, or lacks one.
     """
     folder = Path(folder).resolve()
-    restore_retired(folder)
+    restore_retired(folder, after=_GRACE)
     if not (folder / MANIFEST).is_file():
         raise DamagedError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
     try:
@@ -186,6 +210,39 @@ def checked_folder(folder: Path, kind: str) -> Path:
                 "Take the folder from a backup, or train again."
             )
     return folder
+
+
+def read_folder(folder: Path, kind: str, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of a folder that is whole, although another process may replace it meanwhile.
+
+    Args:
+        folder: with a manifest.
+        kind: of the folder.
+        read: is given the checked folder; called again where it may have seen a part of the old one and a part of
+            the new one.
+
+    Raises:
+        InputError: as `checked_folder`, and what `read` raises.
+    """
+    for left in reversed(range(_TRIES)):
+        before = _manifest_of(folder)
+        try:
+            made = read(checked_folder(folder, kind))
+        except (InputError, OSError):
+            if not left or _manifest_of(folder) == before:
+                raise
+            continue
+        if not left or _manifest_of(folder) == before:
+            return made
+    raise AssertionError("the last try returns or raises")
+
+
+def _manifest_of(folder: Path) -> bytes | None:
+    """What tells a folder from the one that takes its place."""
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        return None
 
 
 def _sha256(path: Path) -> str:

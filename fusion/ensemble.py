@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..datasets.arguments import as_path
 from ..datasets.errors import InputError
-from .artifact import MANIFEST, checked_folder, new_folder
+from .artifact import MANIFEST, new_folder, read_folder
 from .evaluation import CHOSEN_ON_VALIDATION
 from .model import FusionModel
 
@@ -105,7 +105,10 @@ class Ensemble:
         Raises:
             InputError: the folder is missing, damaged, or of another schema.
         """
-        folder = checked_folder(as_path("folder", folder), "ensemble")
+        return read_folder(as_path("folder", folder), "ensemble", cls._loaded)
+
+    @classmethod
+    def _loaded(cls, folder: Path) -> Ensemble:
         try:
             told = json.loads((folder / "ensemble.json").read_text())
             descriptions = list(told["members"])

@@ -22,7 +22,7 @@ from ..datasets.outcomes import OutcomeKind
 from ..datasets.prepared import Packed, PreparedSamples, Reader, prepare
 from ..encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
 from ..encoders.budget import has_budget, tell_shortened
-from .artifact import checked_folder, new_folder
+from .artifact import new_folder, read_folder
 from .bottleneck import BottleneckFusion
 from .concatenation import ConcatenationFusion
 from .cross_attention import CrossAttentionFusion
@@ -295,7 +295,10 @@ class FusionModel(nn.Module):
         Raises:
             InputError: the folder is missing, damaged, or of another schema.
         """
-        folder = checked_folder(as_path("folder", folder), "model")
+        return read_folder(as_path("folder", folder), "model", cls._loaded)
+
+    @classmethod
+    def _loaded(cls, folder: Path) -> FusionModel:
         try:
             description = json.loads((folder / "model.json").read_text())
         except ValueError as error:

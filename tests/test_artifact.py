@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from chiasm.datasets import InputError
-from chiasm.fusion import ConcatenationFusion, FusionModel, predict
-from chiasm.fusion.artifact import checked_folder, new_file, new_folder, write_whole
+from chiasm.fusion import ConcatenationFusion, FusionModel, artifact, predict
+from chiasm.fusion.artifact import checked_folder, new_file, new_folder, read_folder, write_whole
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -374,7 +374,8 @@ def test_a_failure_while_replacing_leaves_the_old_one_intact(tmp_path, monkeypat
     assert (checked_folder(tmp_path / "made", "model") / "a.json").read_text() == "old"
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "_GRACE", 0.0)
     write(tmp_path / "made", "old")
     (tmp_path / "made").rename(tmp_path / ".made-retired")
     assert (checked_folder(tmp_path / "made", "model") / "a.json").read_text() == "old"
@@ -383,6 +384,58 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "made", "model"):
         1 / 0  # noqa: B018
     assert (checked_folder(tmp_path / "made", "model") / "a.json").read_text() == "old"
+
+
+# Read while it is replaced
+
+
+def test_who_reads_in_the_moment_of_replacing_does_not_stop_who_writes(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    write(made, "old")
+    rename, moved = Path.rename, []
+
+    def slow(path: Path, target: Path) -> Path:
+        if path.name.startswith(".made-") and "retired" not in path.name and not moved:
+            moved.append(path)
+            # As a reader does that finds no folder.
+            artifact.restore_retired(made)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    write(made, "new")
+    assert moved
+    assert (checked_folder(made, "model") / "a.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_who_finds_no_folder_waits_for_the_new_one_to_arrive(tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    write(made, "old")
+    write(tmp_path / "arriving", "new")
+    made.rename(tmp_path / ".made-retired")
+    monkeypatch.setattr(artifact.time, "sleep", lambda _: (tmp_path / "arriving").rename(made))
+    assert (checked_folder(made, "model") / "a.json").read_text() == "new"
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_read_again_whole(tmp_path):
+    made = tmp_path / "made"
+    write(made, "old")
+    seen: list[str] = []
+
+    def read(folder: Path) -> str:
+        seen.append((folder / "a.json").read_text())
+        if len(seen) < 3:
+            write(made, f"new {len(seen)}")
+        if len(seen) == 2:
+            raise FileNotFoundError(folder / "b.json")
+        return seen[-1]
+
+    assert read_folder(made, "model", read) == "new 2"
+    assert seen == ["old", "new 1", "new 2"]
+    # What is damaged and stays so is told at once.
+    (made / "a.json").write_text("changed")
+    with pytest.raises(InputError, match="is not the file that was saved"):
+        read_folder(made, "model", lambda _: pytest.fail("read"))
 
 
 # Files that are whole
