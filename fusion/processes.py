@@ -27,12 +27,27 @@ _GRACE = 5.0
 """Seconds in which a process ends by itself, with its own message, after another one has failed."""
 _PARTED = ("gloo", "closed by peer", "reset by peer", "timed out", "timeout", "nccl")
 """Words in the message of a process that lost another one, in small letters."""
+_UNLAUNCHED = (AssertionError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+"""What Accelerate and PyTorch raise where the environment asks for what is not there."""
+_RANKS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _trainings = itertools.count()
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks: the first of its launcher, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return _told("WORLD_SIZE", 1) <= 1 or _told("RANK", 0) == 0
+
+
+def _told(name: str, alone: int) -> int:
+    """A number that launchers set."""
+    text = os.environ.get(name) or str(alone)
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            f"{name} is {text!r} in the environment; expected a whole number, as launchers set it. Unset it, or start "
+            "with torchrun or accelerate launch."
+        ) from None
 
 
 @contextmanager
@@ -59,12 +74,13 @@ def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
             that the first one counts.
 
     Raises:
-        InputError: a launcher started several processes, and they did not find each other.
+        InputError: a launcher started several processes, and they did not find each other; or the environment asks
+            for what is not there, such as a GPU.
     """
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = max(1, _told("WORLD_SIZE", 1))
     # Without being told, Accelerate takes processes of a launcher without GPUs for strangers to each other.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     # A rank whose batch lacks a modality leaves that encoder unused in the step.
@@ -77,6 +93,12 @@ def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
             f"The {launched} processes did not find each other within {timeout:g} s. Start them together, with a "
             "network between their machines, or wait longer."
         ) from error
+    except _UNLAUNCHED as error:
+        raise _unlaunched(error) from error
+    try:
+        torch.zeros(1, device=accelerator.device)
+    except _UNLAUNCHED as error:
+        raise _unlaunched(error) from error
     if accelerator.mixed_precision != "no":
         raise InputError(
             f"The launcher asks for {accelerator.mixed_precision}, which would go before what fit is told. Launch with "
@@ -92,6 +114,15 @@ def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
         atexit.unregister(_part)
         atexit.register(_part)
     return accelerator
+
+
+def _unlaunched(error: BaseException) -> InputError:
+    asked = sorted(name for name in os.environ if name.startswith(("ACCELERATE_", "CUDA_VISIBLE")) or name in _RANKS)
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return InputError(
+        f"Accelerate cannot start as the environment asks ({said}). Unset what is not meant of "
+        f"{', '.join(asked) or 'its configuration (accelerate config)'}, or start with torchrun or accelerate launch."
+    )
 
 
 def _part() -> None:

@@ -9,10 +9,17 @@ from datetime import timedelta
 
 import pandas as pd
 import pytest
+import torch
 from chiasm.datasets import InputError
 from chiasm.datasets.synthetic import write_hospital
 from chiasm.fusion import FusionModel
-from chiasm.fusion.processes import EndingTogether, from_main_process, make_accelerator, share_weights
+from chiasm.fusion.processes import (
+    EndingTogether,
+    from_main_process,
+    is_main_process,
+    make_accelerator,
+    share_weights,
+)
 
 from .crashes import end
 from .process_counts import differences
@@ -153,6 +160,39 @@ def test_a_precision_that_the_launcher_asks_for_is_refused(tmp_path):
 def launched_in_bf16() -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     make_accelerator()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ACCELERATE_TORCH_DEVICE", "cuda", "Unset what is not meant of ACCELERATE_TORCH_DEVICE"),
+        ("ACCELERATE_TORCH_DEVICE", "gpu", "Accelerate cannot start as the environment asks (RuntimeError: "),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "x", "(ValueError: invalid literal for int() with base 10: 'x')"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE is 'two' in the environment; expected a whole number"),
+    ],
+)
+def test_an_environment_that_asks_for_what_is_not_there_is_refused_in_a_line(tmp_path, name, value, told):
+    if value == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert end(start(launched_with, {name: value}, said=tmp_path)) == [2]
+    assert told in (tmp_path / "0.txt").read_text()
+
+
+def launched_with(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    make_accelerator()
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_main"),
+    [({}, True), ({"RANK": "1"}, True), ({"WORLD_SIZE": "2", "RANK": "1"}, False), ({"WORLD_SIZE": "2"}, True)],
+)
+def test_a_process_that_is_alone_is_the_main_one_whatever_its_number(monkeypatch, environment, is_main):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_main_process() == is_main
 
 
 def test_alone_a_process_decides_by_itself_and_keeps_its_weights():
