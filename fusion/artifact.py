@@ -50,7 +50,7 @@ def new_folder(folder: Path, kind: str) -> Iterator[Path]:
         InputError: `folder` is something else than such a folder, or holds more, which replacing
             would destroy; or the disk is full.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))
     restore_retired(folder)
     clear_abandoned(folder, age=_ABANDONED)
     _refuse_to_replace(folder, kind)
@@ -154,7 +154,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Missing folders above it are made.
     """
-    path = Path(path).resolve()
+    # Not by Path.resolve, which ends a loop of links in an error of its own.
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
@@ -180,7 +181,7 @@ def checked_folder(folder: Path, kind: str) -> Path:
         InputError: it is of another kind or schema, or has a file that does not belong there.
         DamagedError: it is missing, or has a file that changed, or lacks one.
     """
-    folder = Path(folder).resolve()
+    folder = Path(os.path.realpath(folder))
     restore_retired(folder, after=_GRACE)
     if not (folder / MANIFEST).is_file():
         raise DamagedError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")

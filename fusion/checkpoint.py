@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that they stand in."""
+_NAME = re.compile(r"\d{5,}-\d{7,}")
+"""Of a checkpoint: epochs done, and updates in the next one."""
 HISTORY = "history.jsonl"
 """The file of a run with its epochs, a line each."""
 
@@ -352,7 +355,7 @@ def _checkpoints(store: Path) -> list[Path]:
     """Folders of checkpoints, damaged ones too, the oldest first."""
     folder = store / CHECKPOINTS
     # Not by glob, to which a folder that may not be read is empty.
-    return sorted(path for path in folder.iterdir() if path.name[0].isdigit()) if folder.exists() else []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.exists() else []
 
 
 def _is_plain(value: object) -> bool:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
 
+from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
+from .artifact import checked_folder
 from .checkpoint import HISTORY, TrainingState, write_history
 from .frozen_tokens import Samples
 from .inference import choose_thresholds, to_device
@@ -61,15 +64,27 @@ def write_run(
 def write_what_is_missing(
     store: Path, state: TrainingState, held_out: Samples | None, accelerator: Accelerator
 ) -> None:
-    """Write again what was moved away from a run that was done before; all processes call this together."""
+    """Write again what was moved away from a run, or damaged; all processes call this together."""
     if accelerator.is_main_process and not (store / HISTORY).exists():
         write_history(store, state.history.epochs)
-    if from_main_process(accelerator, lambda: float((store / "model").exists())):
+    if from_main_process(accelerator, lambda: float(_holds_best(store / "model", state))):
         return
     best = state.whole or state.averaged.module
     take_best(best, state, held_out)
     if accelerator.is_main_process:
         best.save(store / "model")
+
+
+def _holds_best(folder: Path, state: TrainingState) -> bool:
+    """Whether a folder holds the best model of this run, and not that of another one; of divided weights, any."""
+    try:
+        kept = load_file(checked_folder(folder, "model") / "weights.safetensors")
+    except (InputError, OSError):
+        return False
+    return state.is_divided or (
+        kept.keys() == state.best.keys()
+        and all(torch.equal(value.cpu(), kept[name]) for name, value in state.best.items())
+    )
 
 
 def take_best(model: FusionModel, state: TrainingState, held_out: Samples | None) -> None:

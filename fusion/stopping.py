@@ -87,7 +87,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         descriptor, own = _opened(folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({type(error).__name__}). Give another place.") from error
+        why = error.strerror if type(error) is OSError else type(error).__name__
+        raise InputError(f"{folder} cannot be written ({why}). Give another place.") from error
     outer = _held.get()
     token = _held.set(outer | {own})
     try:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _RUN = "run.json"
 _BEGUN = ("model", "checkpoints", "members")
 """What a run has from its first checkpoint on."""
+_OF_A_RUN = {"history.jsonl", "skipped.jsonl", "trackers", "folds", "evaluation.json", "report.html", *_BEGUN}
+"""What may stand in a run beside its description."""
 _TOLD = {"schema": int, "recipe": str, "settings": dict, "salt": str, "trained_on": list}
 _TOLD_VERSIONS = ("chiasm", "torch", "timm", "transformers", "accelerate", "pandas", "scikit-learn", "pydicom")
 
@@ -151,10 +153,9 @@ class Run:
             InputError: the folder holds something else, or a run of another recipe or other settings.
         """
         if not (self.folder / _RUN).is_file():
-            if self._has_checkpoints():
-                return None
             # What a kill left half-written has a name that begins with a dot, or is a member of which nothing is done.
-            others = {path.name for path in self.folder.glob("*") if not path.name.startswith(".")} - {"members"}
+            own = {_RUN} | _OF_A_RUN if self._has_checkpoints() else {"members"}
+            others = {path.name for path in self.folder.glob("*") if not path.name.startswith(".")} - own
             if self.folder.is_file() or others:
                 raise InputError(f"{self.folder} exists and is no run of chiasm. Give another --out.")
             return None
@@ -176,7 +177,8 @@ class Run:
         return earlier
 
     def _has_checkpoints(self) -> bool:
-        return next(self.folder.rglob("checkpoints/*/manifest.json"), None) is not None
+        folders = (self.folder, *(self.folder / "members").glob("*"))
+        return any(next((folder / "checkpoints").glob("*/manifest.json"), None) for folder in folders)
 
     def _is_of(self, earlier: Mapping[str, object]) -> bool:
         """Whether an earlier run is of this recipe: by name, or, of one's own, by its place or its content."""

@@ -401,6 +401,37 @@ def test_what_a_kill_left_half_written_is_cleared(halves, plan, run_folder, tmp_
     assert not list(folder.rglob(".*"))
 
 
+@pytest.mark.parametrize("what", ["empty", "damaged", "another's"])
+def test_a_model_that_is_not_the_runs_own_best_is_written_again(halves, plan, run_folder, tmp_path, what):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.rmtree(folder / "model")
+    if what == "another's":
+        fit(plan(), *halves, epochs=1, seed=1, out=tmp_path / "other", **SHORT)
+        shutil.copytree(tmp_path / "other" / "model", folder / "model")
+    else:
+        (folder / "model").mkdir()
+    if what == "damaged":
+        shutil.copytree(run_folder / "model", folder / "model", dirs_exist_ok=True)
+        (folder / "model" / "weights.safetensors").write_bytes(b"")
+    fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+    assert (folder / "model" / "weights.safetensors").read_bytes() == (
+        run_folder / "model" / "weights.safetensors"
+    ).read_bytes()
+    # What is no model of chiasm is not written over.
+    shutil.rmtree(folder / "model")
+    (folder / "model").write_text("x")
+    with pytest.raises(InputError, match="model exists and is no model of chiasm"):
+        fit(plan(), *halves, epochs=2, out=folder, **SHORT)
+
+
+def test_a_folder_beside_the_checkpoints_is_left_alone(halves, plan, run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (folder / "checkpoints" / "2024-thesis").mkdir()
+    damage(newest(folder).with_name("00002-0000000"))
+    assert len(fit(plan(), *halves, epochs=2, out=folder, **SHORT).warnings) == 1
+    assert (folder / "checkpoints" / "2024-thesis").is_dir()
+
+
 def test_what_was_moved_away_from_a_finished_run_is_written_again(halves, plan, run_folder, tmp_path):
     folder = shutil.copytree(run_folder, tmp_path / "run")
     shutil.rmtree(folder / "model")

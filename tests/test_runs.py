@@ -260,6 +260,22 @@ def test_a_run_that_lost_its_description_is_gone_on_with_and_described_again(run
     assert len(after["trained_on"]) == len(before["trained_on"])
 
 
+def test_a_folder_of_runs_or_with_something_else_in_it_is_no_run_that_lost_its_description(run, recipe, tables, capsys):
+    assert chiasm("train", recipe, "--data", tables, "--out", run.parent) == 2
+    assert "exists and is no run of chiasm" in told(capsys)
+    (run / "run.json").unlink()
+    (run / "thesis.docx").write_text("")
+    assert chiasm("train", recipe, "--data", tables, "--out", run) == 2
+    assert "exists and is no run of chiasm" in told(capsys)
+
+
+def test_a_description_that_is_a_loop_of_links_is_written_again(run, recipe, tables):
+    (run / "run.json").unlink()
+    (run / "run.json").symlink_to("run.json")
+    assert chiasm("train", recipe, "--data", tables, "--out", run) == 0
+    assert json.loads((run / "run.json").read_text())["schema"] == 1
+
+
 def test_a_folder_that_a_kill_left_in_the_first_moments_of_an_ensemble_is_begun(recipe, tables, tmp_path):
     (tmp_path / "new" / "members" / "0").mkdir(parents=True)
     assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "new") == 0
