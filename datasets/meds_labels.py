@@ -101,10 +101,19 @@ def _once(
     """Shards one below the other, with a row a sample, and the rows that said again what was said, left out.
 
     Raises:
-        InputError: rows say two things of one sample; or they repeat each other, and are not to be left out.
+        InputError: rows say two things of one sample; or they repeat each other, and are not to be left out; or a value
+            has parts.
     """
     rows = pd.concat([shard for _, shard in shards], ignore_index=True)
-    again = rows.duplicated().to_numpy()
+    try:
+        again = rows.duplicated().to_numpy()
+    except TypeError:
+        # Lists and structures cannot be told equal.
+        path = shards[0][0] if len(shards) == 1 else shards[0][0].parent
+        raise InputError(
+            f"{path}: a label is a list or has fields; expected one truth value, number or word a sample. Write the "
+            "file anew."
+        ) from None
     kept = rows[~again].reset_index(drop=True)
     contradicting = int(kept.duplicated(_KEYS).sum())
     if contradicting or (again.any() and invalid != "exclude"):

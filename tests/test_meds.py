@@ -440,6 +440,10 @@ def test_facts_of_strangers_alone_are_refused(tmp_path):
         ({"prediction_time": ["2031-05-17"]}, "is not of MEDS's types, timestamp.us. without a zone and int64"),
         ({"subject_id": [1, 1], "prediction_time": [NOW, NOW], "boolean_value": [True, False]}, "stand there twice"),
         ({"float_value": [1.0], "twice": [1.0]}, "is no MEDS label file: .* each once"),
+        (
+            {"boolean_value": [{"coded": True}]},
+            "a label is a list or has fields; expected one truth value, number or word",
+        ),
     ],
 )
 def test_labels_of_other_types_than_meds_has_are_refused(tmp_path, columns, message):
