@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .batch_size import largest_batch
     from .bottleneck import BottleneckFusion
     from .checkpoint import History
     from .concatenation import ConcatenationFusion
@@ -41,6 +42,7 @@ _HOME = {
     "evaluate": "evaluation",
     "fit": "training",
     "fit_ensemble": "ensemble_training",
+    "largest_batch": "batch_size",
     "paired_difference": "evaluation",
     "predict": "inference",
     "sample_hashes": "training_samples",
@@ -62,6 +64,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_ensemble",
+    "largest_batch",
     "paired_difference",
     "predict",
     "sample_hashes",

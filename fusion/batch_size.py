@@ -1,0 +1,271 @@
+"""The largest batch that fits into memory, found by training steps on a copy of the model."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..datasets.arguments import require_truth, require_whole
+from ..datasets.batch import Notes
+from ..datasets.cohort import Cohort
+from ..datasets.errors import InputError
+from ..datasets.prepared import Packed, PreparedSamples
+from ..encoders.recomputing import statistics_stay
+from .inference import to_device
+from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, recompute, thaw
+from .model import FusionModel
+from .numerics import autocast
+from .processes import make_accelerator
+from .settings import LARGEST_SEED
+from .training_samples import check_cohorts
+
+_GB = 1024**3
+_USED = 0.8
+"""Share of the memory that is free by which a CPU is filled: other programs and the unforeseen need some, too."""
+_MARGIN = 1.2
+"""By how much more than in proportion a larger batch may need memory, as for padding and between blocks."""
+_PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def largest_batch(
+    model: FusionModel,
+    train: Cohort,
+    *,
+    precision: str = "fp32",
+    recompute: bool = False,
+    memory: float | None = None,
+    most: int = 4096,
+    seed: int = 0,
+) -> int:
+    """How many samples `fit` can take an update, over all processes together.
+
+    Steps are tried on a copy of the model, of one sample, two, four and so on, and then between the last number that
+    fitted and the first that did not; each on those samples that have most of each modality. Model, random numbers
+    and files stay as they are. On a GPU, what does not fit fails and is caught. A CPU would kill the process: there,
+    a larger number is tried only if the memory that it should need, in proportion, is allowed.
+
+    A larger batch fits, and need not be better: the learning rate goes with it. So `fit` wants a number, and does
+    not look for one that would be another on another machine.
+
+    Args:
+        model: built or not; as `fit` takes it.
+        train: the training patients.
+        precision, recompute, seed: as `fit` takes them.
+        memory: GB that each process may use in all; on a CPU 80 % of what is free for it, on a GPU all, unless given.
+        most: what is tried at most; no more than there are samples.
+
+    Raises:
+        InputError: not even one sample fits, a setting out of its range, or what `fit` refuses.
+
+    Example:
+        >>> fit(model, train, valid, batch_size=min(256, largest_batch(model, train)))
+    """
+    require_whole("most", most, least=1)
+    require_whole("seed", seed, least=0, most=LARGEST_SEED)
+    require_truth(recompute=recompute)
+    if precision not in _PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected {' or '.join(map(repr, _PRECISIONS))}.")
+    if memory is not None and (not isinstance(memory, Real) or not 0 < memory < math.inf):
+        raise InputError(f"memory is {memory!r}; expected a positive number of GB, or None.")
+    check_cohorts(model, train, None)
+    accelerator = make_accelerator()
+    device, processes = accelerator.device, accelerator.num_processes
+    gauge = _Gauge(device, None if memory is None else memory * _GB)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        step, samples = _trial(model, train, device, precision, recompute, seed, several=processes > 1)
+
+        def fits(count: int) -> bool:
+            own = gauge.fits(lambda: [step(positions) for positions in _heaviest(samples, count)], count)
+            # All go on together, and the one with the least memory decides.
+            failed = torch.tensor(float(not own), device=device)
+            return accelerator.reduce(failed, "sum").item() == 0
+
+        largest = _search(fits, max(1, min(most, len(samples)) // processes))
+    if not largest:
+        raise InputError(
+            f"Not even one sample fits into {gauge.told}. Give the encoders smaller images, a budget= or fewer layers, "
+            "recompute=True or precision='bf16', or more memory."
+        )
+    return largest * processes
+
+
+def _search(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, by doubling and then by halves; 0 where one does not."""
+    fitted, failed = 0, most + 1
+    while fitted < most:
+        number = min(2 * fitted or 1, most) if failed > most else (fitted + failed) // 2
+        if number == fitted:
+            break
+        if fits(number):
+            fitted = number
+        else:
+            failed = number
+    return fitted
+
+
+def _trial(
+    model: FusionModel, train: Cohort, device: torch.device, precision: str, again: bool, seed: int, *, several: bool
+) -> tuple[Callable[[Sequence[int]], None], PreparedSamples]:
+    """A step that needs the memory of one of `fit`, on a copy of the model, and the samples for it."""
+    model = copy.deepcopy(model)
+    if not model.is_built:
+        model.build(train, seed=seed)
+    samples = model.read(train, labelled=True)
+    model.to(device)
+    thaw(model, None)
+    rule = make_optimizer(model, "adamw", 1e-6, 0.0)
+    # What lies beside the model in training: the moving average, the best weights, and what gradients travel in.
+    learning = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    beside = (copied_weights(model, fixed_weights(model)), torch.zeros(learning * several, device=device))
+    averaged = MovingAverage(model, 0.5)
+    recompute(model, again)
+    model.train()
+
+    def step(positions: Sequence[int]) -> None:
+        assert beside
+        batch = to_device(samples[positions], device)
+        try:
+            with autocast(device, precision):
+                risk = model(batch)
+            loss, labels = model.loss(risk, batch)
+            with statistics_stay(model) if again else nullcontext():
+                (loss / labels.clamp(min=1)).backward()
+            rule.step()
+            averaged.update()
+        finally:
+            rule.zero_grad()
+
+    return step, samples
+
+
+def _heaviest(samples: PreparedSamples, count: int) -> Iterator[list[int]]:
+    """So many samples that have most of a modality, one modality after the other; what is the same but once."""
+    seen = set()
+    for packed in samples.parts.values():
+        chosen = tuple(np.argsort(-_weights(packed), kind="stable")[:count].tolist())
+        if frozenset(chosen) not in seen:
+            seen.add(frozenset(chosen))
+            yield list(chosen)
+
+
+def _weights(packed: Packed) -> np.ndarray:
+    """How much each sample has of a modality: rows, or of notes their tokens, padded to the longest piece."""
+    counts = np.diff(packed.offsets)
+    if packed.kind is not Notes or not len(packed.rows):
+        return counts
+    sample = np.repeat(np.arange(len(counts)), counts)
+    longest = np.zeros(len(counts), np.int64)
+    np.maximum.at(longest, sample, packed.arrays["length"][packed.rows].astype(np.int64))
+    return counts * longest
+
+
+class _Gauge:
+    """How much memory a process has, how much it may have, and how much steps have needed.
+
+    Args:
+        device: on which steps are computed.
+        bound: bytes that the process may have; None for what is free.
+    """
+
+    def __init__(self, device: torch.device, bound: float | None) -> None:
+        self._cuda = device.type == "cuda"
+        if not self._cuda and not sys.platform.startswith("linux"):
+            raise InputError("How much memory a step needs on a CPU is known on Linux only. Give fit a batch_size.")
+        self._bound = bound or (math.inf if self._cuda else _resident() + _USED * free_memory() / _processes_here())
+        self._before = 0.0
+        # By samples, beyond what the process had before any of them.
+        self._needed: dict[int, float] = {}
+
+    @property
+    def told(self) -> str:
+        """The bound, in words."""
+        return "the memory of the GPU" if math.isinf(self._bound) else f"{self._bound / _GB:.2f} GB"
+
+    def fits(self, work: Callable[[], object], count: int) -> bool:
+        """Whether steps of so many samples fit; tried only if they may."""
+        if not self._cuda and self._foreseen(count) > self._bound:
+            return False
+        try:
+            # In the first step of all, moments are made, which stay.
+            for _ in range(1 if self._needed else 2):
+                if not self._needed and not self._cuda:
+                    self._before = _resident()
+                with self._watching() as peak:
+                    work()
+                if peak() > self._bound:
+                    return False
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            if self._cuda:
+                torch.cuda.empty_cache()
+        self._needed[count] = peak() - self._before
+        return True
+
+    def _foreseen(self, count: int) -> float:
+        """Bytes that the process should need for so many samples, in proportion to fewer of them."""
+        if not self._needed:
+            return _resident()
+        fewer = max(self._needed)
+        # What was freed, and not given back to the system, is used again.
+        return self._before + self._needed[fewer] * _MARGIN * count / fewer
+
+    @contextmanager
+    def _watching(self) -> Iterator[Callable[[], float]]:
+        """Inside the block memory is watched; afterwards it can be asked for the highest."""
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            yield lambda: float(torch.cuda.max_memory_reserved())
+            return
+        highest, ended = [_resident()], threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.002):
+                highest[0] = max(highest[0], _resident())
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield lambda: highest[0]
+        finally:
+            ended.set()
+            watching.join()
+
+
+def _processes_here() -> int:
+    """How many processes of this training share the machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
+
+
+def _resident() -> float:
+    """Bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes of memory that programs may still take: on this machine, and in the group of processes that this one is in.
+
+    Source: Linux kernel documentation, "The /proc Filesystem" (MemAvailable) and "Control Group v2" (memory.max).
+    """
+    lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+    free = float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
+    own = (proc / "self" / "cgroup").read_text(encoding="ascii") if (proc / "self" / "cgroup").is_file() else ""
+    place = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/").strip("/")
+    # Every group above sets a limit, too.
+    for group in (groups / place, *(groups / place).parents):
+        limit, used = group / "memory.max", group / "memory.current"
+        if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+            free = min(free, float(most) - float(used.read_text(encoding="ascii")))
+    return max(0.0, free)
