@@ -7,9 +7,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,7 @@ from ..datasets.errors import InputError
 from ..fusion.settings import LARGEST_SEED, require_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from ..datasets import Cohort
     from ..fusion import FusionModel
@@ -86,14 +89,15 @@ class Recipe:
 
     def read(self, data: Path) -> Cohort:
         """Whose risk, when, from what: those whose outcome can be learned from or held against a risk."""
-        return self.stored(self.module.read(data, self.settings))
+        return self.stored(self._asked("read", data))
 
     def patients(self, data: Path) -> Cohort:
         """Whom to predict for: all that the data have, whether or not their outcome is known."""
-        return self.stored(getattr(self.module, "patients", self.module.read)(data, self.settings))
+        return self.stored(self._asked("patients" if hasattr(self.module, "patients") else "read", data))
 
     def stored(self, cohort: Cohort) -> Cohort:
         """The cohort with the recipe's store, if it has one."""
+        _as_cohort(cohort)
         return cohort if self.store is None else cohort.with_store(self.store)
 
     @property
@@ -108,16 +112,39 @@ class Recipe:
 
     def divide(self, cohort: Cohort) -> tuple[Cohort, Cohort, Cohort]:
         """Training, validation and held-out patients."""
-        return self.module.divide(cohort, self.settings)
+        parts = self._asked("divide", cohort)
+        if not isinstance(parts, Sequence) or len(parts) != 3:
+            given = f"{len(parts)} parts" if isinstance(parts, Sequence) else f"a {type(parts).__name__}"
+            raise InputError(
+                f"divide of the recipe {self.name} gives {given}; expected training, validation and held-out patients, "
+                "such as cohort.split((0.7, 0.1, 0.2))."
+            )
+        return tuple(map(_as_cohort, parts))
 
     def model(self, cohort: Cohort) -> FusionModel:
         """The model, not yet trained."""
-        return self.module.model(cohort, self.settings)
+        return self._asked("model", cohort)
 
     def training(self, *, kept: bool = True) -> dict[str, object]:
         """Arguments of `fit`; of a model that is not kept in a folder, without trackers, which may want one."""
-        told = self.module.training(self.settings)
+        told = self._asked("training")
+        if not isinstance(told, dict):
+            raise InputError(
+                f"training of the recipe {self.name} gives a {type(told).__name__}; expected a dictionary."
+            )
+        strange = sorted(set(told) - set(_arguments_of_fit()))
+        if strange:
+            raise InputError(
+                f"training of the recipe {self.name} gives {strange[0]!r}, which is no argument of fit that a recipe "
+                f"gives; those are {', '.join(_arguments_of_fit())}."
+            )
         return told if kept else {name: value for name, value in told.items() if name != "trackers"}
+
+    def _asked(self, part: str, *given: object) -> object:
+        """What a function of the recipe's module gives."""
+        # What the disk says of the data names the file itself.
+        with naming_recipe(self.name, but=OSError):
+            return getattr(self.module, part)(*given, self.settings)
 
     @property
     def stated_settings(self) -> dict[str, object]:
@@ -147,6 +174,8 @@ def load_recipe(
     missing = [part for part in PARTS if not hasattr(module, part)]
     if missing:
         raise InputError(f"The recipe {name} lacks {missing[0]}. A recipe has {', '.join(PARTS)}.")
+    if not dataclasses.is_dataclass(module.Settings):
+        raise InputError(f"Settings of the recipe {name} is no dataclass. Write @dataclass(frozen=True) above it.")
     values = dict(stated or {}) | _parsed(module.Settings, assignments)
     known = {field.name for field in dataclasses.fields(module.Settings)}
     strange = sorted(set(values) - known)
@@ -154,7 +183,7 @@ def load_recipe(
         raise InputError(f"The recipe {name} has no setting {strange[0]}; it has {', '.join(sorted(known))}.")
     # What a file keeps as a list is a tuple in the settings.
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    settings = module.Settings(**values)
+    settings = _made_settings(name, module.Settings, values)
     for own in known & set(_WHOLE):
         require_whole(own, getattr(settings, own), **_WHOLE[own])
     recipe = Recipe(name, module, settings, store)
@@ -162,7 +191,38 @@ def load_recipe(
         raise InputError(
             f"The recipe {name} has VARIANTS, so it also needs sources, and the settings folds and repeats."
         )
+    if recipe.is_cross_validated:
+        _require_variants(name, module.VARIANTS, known)
     return recipe
+
+
+def _made_settings(name: str, kind: type, values: Mapping[str, object]) -> object:
+    """The settings of a recipe with some values, and its own for the others."""
+    blank = (dataclasses.MISSING, dataclasses.MISSING)
+    needed = [own.name for own in dataclasses.fields(kind) if (own.default, own.default_factory) == blank and own.init]
+    missing = sorted(set(needed) - set(values))
+    if missing:
+        raise InputError(
+            f"The setting {missing[0]} of the recipe {name} has no default. Give it: --set {missing[0]}=..."
+        )
+    with naming_recipe(name):
+        return kind(**values)
+
+
+def _require_variants(name: str, variants: object, known: set[str]) -> None:
+    """Raise `InputError` unless these are settings by the name of a variant, which is also that of a folder."""
+    whole = isinstance(variants, dict) and all(
+        isinstance(one, str)
+        and re.fullmatch(r"\w[\w +-]*", one)
+        and isinstance(changes, dict)
+        and set(changes) <= known
+        for one, changes in variants.items()
+    )
+    if not whole or not variants:
+        raise InputError(
+            f"VARIANTS of the recipe {name} is not as it should be: settings that the recipe has, by the name of a "
+            'variant in letters and digits, such as {"without notes": {"use_notes": False}}. Mend it.'
+        )
 
 
 def _module(name: str) -> ModuleType:
@@ -178,18 +238,48 @@ def _module(name: str) -> ModuleType:
     # Dataclasses look their module up while they are made.
     sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        with naming_recipe(name):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"The recipe {path} is not valid Python (line {error.lineno}).") from error
+    return module
+
+
+@contextmanager
+def naming_recipe(name: str, *, but: type[BaseException] = InputError) -> Iterator[None]:
+    """Turn what a user's own recipe raises, for the user to mend, into an `InputError` that names the line.
+
+    Args:
+        name: of the recipe; what one of chiasm's raises is a defect of ours.
+        but: what is told as it is, besides `InputError`.
+    """
+    try:
+        yield
+    except (InputError, but):
+        raise
     except _OF_A_RECIPE as error:
-        # Whatever the user's own file raises is for the user to mend; --verbose shows the way to it.
-        told = traceback.extract_tb(error.__traceback__)
-        line = next((frame.lineno for frame in reversed(told) if Path(frame.filename) == path), None)
+        if name in BUILT_IN:
+            raise
+        told, own = traceback.extract_tb(error.__traceback__), Path(name).resolve()
+        line = next((frame.lineno for frame in reversed(told) if Path(frame.filename).resolve() == own), None)
         raise InputError(
-            f"The recipe {path} cannot be run{f', line {line}' if line else ''}: {type(error).__name__}: {error}. "
+            f"The recipe {name} cannot be run{f', line {line}' if line else ''}: {type(error).__name__}: {error}. "
             "Mend it; --verbose shows the traceback."
         ) from error
-    return module
+
+
+def _as_cohort(cohort: object) -> Cohort:
+    from ..datasets.arguments import require_cohort
+
+    require_cohort(cohort)
+    return cohort
+
+
+def _arguments_of_fit() -> list[str]:
+    """Of all, those that a recipe may give."""
+    from ..fusion.training import fit
+
+    return [name for name in list(inspect.signature(fit).parameters)[3:] if name not in ("out", "on_start")]
 
 
 def _parsed(settings: type, assignments: Sequence[str]) -> dict[str, object]:

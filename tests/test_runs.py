@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from chiasm.datasets import InputError
 from chiasm.fusion import FusionModel
 from chiasm.fusion.checkpoint import read_history
 from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
-from chiasm.recipes.recipe import load_recipe
+from chiasm.recipes.recipe import load_recipe, naming_recipe
 from chiasm.recipes.runs import Run, check_risks_path, commit_of, open_run
 
 from .command import chiasm
@@ -346,6 +347,61 @@ def test_a_run_tells_the_commit_of_ones_own_recipe_beside_that_of_chiasm(tables,
     noted = json.loads((tmp_path / "run" / "run.json").read_text())
     assert noted["recipe_commit"] == kept
     assert noted["commit"] != kept
+
+
+# Recipes that cannot be run
+
+POST_INIT = """
+    def __post_init__(self):
+        raise ValueError
+"""
+BROKEN = {
+    "read raises": (
+        "    cohort = Cohort.read(",
+        "    {}['x']\n    cohort = Cohort.read(",
+        "line 27: KeyError: 'x'. Mend",
+    ),
+    "read gives nothing": ("def read(data, settings):", "def read(data, settings):\n    return", "came as a NoneType"),
+    "two parts": ("(0.5, 0.25, 0.25)", "(0.5, 0.5)", "gives 2 parts; expected training, validation and held-out"),
+    "no parts": ("    return cohort.split(", "    cohort.split(", "divide of the recipe .* gives a NoneType"),
+    "model raises": ("    labs = LabEncoder(8", "    1 / 0\n    labs = LabEncoder(8", "line 37: ZeroDivisionError"),
+    "model gives nothing": ("    return FusionModel(", "    FusionModel(", "model is a NoneType; expected a Fusion"),
+    "training gives nothing": ("    return {", "    {", "training of the recipe .* gives a NoneType; expected a dict"),
+    "training is strange": ('"progress"', '"speed"', "gives 'speed', which is no argument of fit that a recipe gives"),
+    "training has a folder": ('"progress": False', '"out": "x"', "gives 'out', which is no argument of fit that a"),
+    "no dataclass": ("@dataclass(frozen=True)\n", "", r"is no dataclass\. Write @dataclass"),
+    "no default": ("history: float | None = 24", "history: float | None", "The setting history .* --set history="),
+    "settings raise": ("    seed: int = 0\n", f"    seed: int = 0\n{POST_INIT}", "line 26: ValueError"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_recipe_that_cannot_be_run_is_told_in_a_line(tables, tmp_path, monkeypatch, broken, capsys):
+    old, new, match = BROKEN[broken]
+    assert old in RECIPE
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(RECIPE.replace(old, new))
+    assert chiasm("train", "own.py", "--data", tables, "--out", "run") == 2
+    line = told(capsys)
+    assert re.search(match, line), line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "variants", ["[1]", "{}", '{"../with": {}}', '{"deep": {"depth": 1}}', '{"deep": None}', "{3: {}, '': {}}"]
+)
+def test_variants_that_are_none_are_refused(tmp_path, variants):
+    own = tmp_path / "own.py"
+    own.write_text(RECIPE + VARIANTS.replace(VARIANTS.splitlines()[1], f"VARIANTS = {variants}"))
+    with pytest.raises(InputError, match=r"VARIANTS of the recipe .* is not as it should be"):
+        load_recipe(str(own))
+
+
+def test_what_a_recipe_of_chiasm_raises_is_a_defect_and_what_the_disk_says_is_told_as_it_is():
+    with pytest.raises(KeyError), naming_recipe("demo"):
+        {}["x"]
+    with pytest.raises(PermissionError), naming_recipe("own.py", but=OSError):
+        raise PermissionError(13, "Permission denied")
 
 
 # How a run is kept
