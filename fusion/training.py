@@ -6,8 +6,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from signal import SIGTERM
 from typing import TYPE_CHECKING
@@ -27,13 +28,14 @@ from .learning import MovingAverage, copied_weights, fixed_weights, make_optimiz
 from .learning import recompute as recompute_activations
 from .model import FusionModel
 from .numerics import prepare_to_repeat, repeatable
+from .prefetching import made_ahead
 from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator
 from .settings import KeepingSettings, MachineSettings, TrainingSettings
 from .sharding import OwnParts, averaged_model, divide
 from .stopping import Stopped, StopRequest, stopping_in_order
 from .tracking import require_trackers, tracked
 from .training_samples import check_cohorts, encoded_once, fingerprint_of, read_samples
-from .updating import Loop, update
+from .updating import Loop, batches_of, update
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -225,19 +227,19 @@ def _train_epoch(loop: Loop, epoch: int, advance: Callable[[int], None]) -> floa
     state, settings = loop.state, loop.settings
     thaw(state.model, epoch)
     loop.network.train()
-    first = state.step
-    for step, positions in enumerate(BucketedBatches(loop.samples.sizes, settings.batch_size, settings.seed, epoch)):
-        if step < first:
-            continue
-        done = update(loop, epoch, step, positions)
-        state.step, state.sums = step + 1, (state.sums[0] + done.loss, state.sums[1] + done.labels)
-        advance(1)
-        if done.stop or done.due:
-            loop.keeper.save(state)
-        if done.stop:
-            # The main process writes; none may end before, or its launcher would end that one too.
-            loop.accelerator.wait_for_everyone()
-            raise Stopped(loop.stop.number or SIGTERM)
+    batches = BucketedBatches(loop.samples.sizes, settings.batch_size, settings.seed, epoch)
+    rest = islice(enumerate(batches), state.step, None)
+    with closing(made_ahead(lambda one: batches_of(loop, one[1]), rest, loop.accelerator.device)) as ready:
+        for (step, positions), made in ready:
+            done = update(loop, epoch, step, positions, made)
+            state.step, state.sums = step + 1, (state.sums[0] + done.loss, state.sums[1] + done.labels)
+            advance(1)
+            if done.stop or done.due:
+                loop.keeper.save(state)
+            if done.stop:
+                # The main process writes; none may end before, or its launcher would end that one too.
+                loop.accelerator.wait_for_everyone()
+                raise Stopped(loop.stop.number or SIGTERM)
     return state.sums[0] / max(state.sums[1], 1)
 
 

@@ -19,12 +19,15 @@ from .checkpoint import Keeper, TrainingState
 from .frozen_tokens import Samples
 from .inference import to_device
 from .numerics import autocast
+from .prefetching import pinned
 from .settings import MachineSettings, TrainingSettings
 from .stopping import StopRequest
 from .training_samples import batch_of, hashed_samples, parts_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from ..datasets.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,27 @@ class Updated(NamedTuple):
     """Whether there should be a checkpoint."""
 
 
-def update(loop: Loop, epoch: int, step: int, positions: list[int]) -> Updated:
-    """One step of the optimizer, by all processes together."""
+def batches_of(loop: Loop, positions: list[int]) -> list[Batch]:
+    """This process's share of a batch, in the parts that are computed with one after the other."""
+    processes, process = loop.accelerator.num_processes, loop.accelerator.process_index
+    parts = parts_of(positions, processes, loop.settings.accumulate)
+    made = (batch_of(loop.samples, shares, process, sharded=loop.state.is_divided) for shares in parts)
+    return [pinned(batch, loop.accelerator.device) for batch in made]
+
+
+def update(loop: Loop, epoch: int, step: int, positions: list[int], batches: list[Batch]) -> Updated:
+    """One step of the optimizer, by all processes together.
+
+    Args:
+        loop: what training goes round with.
+        epoch, step: from 0.
+        positions: of the samples of all processes.
+        batches: those of this process, as `batches_of` makes them.
+    """
     state, settings, accelerator = loop.state, loop.settings, loop.accelerator
     statistics = [buffer.clone() for buffer in state.model.buffers()]
     labels = int(loop.samples.known[positions].sum())
-    total = _backward(loop, epoch, step, positions, labels, settings.precision)
+    total = _backward(loop, epoch, step, batches, labels, settings.precision)
     if state.parts:
         state.parts.take_gradients(accelerator, spread=state.scaler.is_enabled())
     state.scaler.unscale_(state.rule)
@@ -77,7 +95,7 @@ def update(loop: Loop, epoch: int, step: int, positions: list[int]) -> Updated:
         state.schedule.step()
         state.averaged.update()
         state.scaler.update()
-    elif math.isfinite(loss) and _overflows(loop, epoch, step, positions, labels):
+    elif math.isfinite(loss) and _overflows(loop, epoch, step, batches, labels):
         # Not the batch's fault: it trains nothing this time, and what follows is scaled by half as much.
         _restore(state.model, statistics)
         state.scaler.update()
@@ -100,7 +118,7 @@ def _clip(loop: Loop) -> float:
     return loop.accelerator.clip_grad_norm_(loop.network.parameters(), most).item()
 
 
-def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: int, precision: str) -> torch.Tensor:
+def _backward(loop: Loop, epoch: int, step: int, batches: list[Batch], labels: int, precision: str) -> torch.Tensor:
     """Gradients of the mean loss over a batch; the sum of this process's losses."""
     state, settings, accelerator = loop.state, loop.settings, loop.accelerator
     # Every random draw of a step is keyed, so that a resumed run repeats it.
@@ -108,11 +126,9 @@ def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: i
     # The mean over the labels of all processes: DDP and FSDP average gradients, so we undo their division.
     weight = accelerator.num_processes / max(labels, 1)
     total = torch.zeros((), device=accelerator.device)
-    parts = parts_of(positions, accelerator.num_processes, settings.accumulate)
-    for number, shares in enumerate(parts):
-        batch = batch_of(loop.samples, shares, accelerator.process_index, sharded=state.is_divided)
-        batch = to_device(batch, accelerator.device)
-        is_last = number == len(parts) - 1
+    for number, made in enumerate(batches):
+        batch = to_device(made, accelerator.device)
+        is_last = number == len(batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(loop.network):
             with autocast(accelerator.device, precision):
                 risk = loop.network(batch)
@@ -124,7 +140,7 @@ def _backward(loop: Loop, epoch: int, step: int, positions: list[int], labels: i
     return total
 
 
-def _overflows(loop: Loop, epoch: int, step: int, positions: list[int], labels: int) -> bool:
+def _overflows(loop: Loop, epoch: int, step: int, batches: list[Batch], labels: int) -> bool:
     """Whether gradients that are not finite in fp16 are so in fp32, by computing them once more.
 
     Raises:
@@ -134,7 +150,7 @@ def _overflows(loop: Loop, epoch: int, step: int, positions: list[int], labels: 
     if settings.precision != "fp16":
         return False
     state.rule.zero_grad()
-    _backward(loop, epoch, step, positions, labels, "fp32")
+    _backward(loop, epoch, step, batches, labels, "fp32")
     if state.parts:
         state.parts.take_gradients(loop.accelerator, spread=False)
     norm = _clip(loop)

@@ -494,9 +494,9 @@ def test_a_batch_that_is_not_finite_is_left_out_and_named_and_leaves_nothing_beh
     seen = []
     real = training.update
 
-    def update(loop, epoch, step, positions):
+    def update(loop, epoch, step, positions, batches):
         before = weights(loop.state.model)
-        result = real(loop, epoch, step, positions)
+        result = real(loop, epoch, step, positions, batches)
         seen.append((positions, same(before, weights(loop.state.model))))
         return result
 
