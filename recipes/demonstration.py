@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +52,9 @@ def demonstrate(
     say(f"1. A synthetic hospital of {patients} patients: {out / 'hospital'}")
     truth = draw_truth(patients, seed=recipe.settings.seed)
     if is_main_process():
+        # What a kill left half-written; no other command writes into the folder.
+        for left in out.glob(".hospital-*"):
+            shutil.rmtree(left, ignore_errors=True)
         write_hospital(out / "hospital", patients=patients, seed=recipe.settings.seed)
     wait_for_everyone()
     cohort = recipe.read(out / "hospital").with_store(out / "prepared")

@@ -145,6 +145,7 @@ def test_a_fusion_head_that_there_is_not_is_told_before_anything_is_read(tmp_pat
 
 def test_demo_ends_with_a_table_a_report_and_one_patient_explained(tmp_path, capsys):
     out = tmp_path / "demo"
+    (out / ".hospital-0123abcd").mkdir(parents=True)
     assert chiasm("demo", "--out", out, "--patients", 80, "--resamples", 20, "--jobs", 1, *TINY) == 0
     told = capsys.readouterr().out
     for word in ("fused", "concatenation", "best reachable", "baseline", "report.html"):
@@ -159,6 +160,8 @@ def test_demo_ends_with_a_table_a_report_and_one_patient_explained(tmp_path, cap
     report = (out / "report.html").read_text()
     assert "best reachable" in report
     assert (out / "model" / "manifest.json").is_file()
+    # What a kill left is cleared.
+    assert not list(out.glob(".*"))
 
 
 def one_line(capsys) -> str:
