@@ -18,6 +18,7 @@ from ..datasets.image_reader import ImageReader
 from ..datasets.prepared import Packed
 from .augmentation import jitter_images
 from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
+from .compiling import compile_network
 from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
 from .recomputing import recompute_images
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
@@ -142,6 +143,9 @@ class ImageEncoder(nn.Module):
     def recompute(self, on: bool) -> bool:
         # Under a budget they are computed again in any case.
         return bool(self.budget) or recompute_images(self.backbone, on)
+
+    def compile_network(self, on: bool) -> None:
+        compile_network(self.backbone, on)
 
     def identity(self) -> dict[str, object]:
         weights = weights_hash(self.backbone, {"mean": self.mean, "std": self.std})

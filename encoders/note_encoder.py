@@ -19,6 +19,7 @@ from ..datasets.note_reader import NoteReader
 from ..datasets.prepared import Packed
 from .augmentation import hide_sentences, hide_words, sentence_marks
 from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
+from .compiling import compile_network
 from .note_network import fresh_transformer, load_transformer, longest_input
 from .recomputing import recompute_notes
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
@@ -195,6 +196,9 @@ class NoteEncoder(nn.Module):
     def recompute(self, on: bool) -> bool:
         # Under a budget they are computed again in any case.
         return bool(self.budget) or recompute_notes(self.transformer, on)
+
+    def compile_network(self, on: bool) -> None:
+        compile_network(self.transformer, on)
 
     def identity(self) -> dict[str, object]:
         return {"config": self._told_config(), "weights": weights_hash(self.transformer, {})}

@@ -47,6 +47,9 @@ class Tuned(Protocol):
     def recompute(self, on: bool) -> bool:
         """Have activations computed again for the gradient, or kept again; whether the network can do without them."""
 
+    def compile_network(self, on: bool) -> None:
+        """Have the network compiled when it is next run, or run as it is written again."""
+
     def encoded(self, part: Part) -> Encoded:
         """What the network makes of the rows of a part, each by itself."""
 

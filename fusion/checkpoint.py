@@ -81,6 +81,8 @@ class TrainingState:
     whole: FusionModel | None = None
     """Where weights are divided among the processes: a model that is not, to be validated and saved."""
 
+    is_compiled: bool = False
+    """Whether networks are compiled, of which dropout draws other numbers."""
     parts: OwnParts | None = None
     """What the rule moves, where weights are divided."""
 
@@ -235,7 +237,7 @@ def write_checkpoint(
     if folder.exists():
         # Had it been whole, the run would have gone on from it, and not come by again.
         _remove(folder)
-    manner = {"processes": accelerator.num_processes, "sharded": state.is_divided}
+    manner = {"processes": accelerator.num_processes, "sharded": state.is_divided, "compiled": state.is_compiled}
     numbers = {"fingerprint": fingerprint, **manner, **state.numbers()}
     with new_folder(folder, "checkpoint") as scratch:
         if parts:
@@ -303,14 +305,16 @@ def _take(folder: Path, fingerprint: str, state: TrainingState, processes: int) 
             f"{folder} is whole, but this version of chiasm cannot go on from it. Go on with the version that "
             "wrote it, or give another folder."
         ) from error
-    was, now = _manner(before, run.get("sharded", False)), _manner(processes, state.is_divided)
+    was = _manner(before, run.get("sharded", False), run.get("compiled", False))
+    now = _manner(processes, state.is_divided, state.is_compiled)
     if was != now:
         state.history.warnings += (f"{now} go on where {was} stopped: the same training, but not to the last bit",)
 
 
-def _manner(processes: int, is_divided: bool) -> str:
+def _manner(processes: int, is_divided: bool, is_compiled: bool) -> str:
     """How many train together, and how, in words."""
-    return f"{processes} processes" + " with divided weights" * is_divided
+    told = f"{processes} processes" + " with divided weights" * is_divided
+    return told + " with compiled networks" * is_compiled
 
 
 def write_history(store: Path, epochs: Sequence[Mapping[str, float]]) -> None:

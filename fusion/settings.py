@@ -95,11 +95,15 @@ class MachineSettings:
     """The arguments of `fit` that tell how a machine is used, and change what comes of it by rounding at most.
 
     Raises:
-        InputError: for the first setting that is neither True nor False.
+        InputError: for the first setting that is neither True nor False, or two that do not go together.
     """
 
     sharded: bool
     recompute: bool
+    compile: bool
 
     def __post_init__(self) -> None:
         require_truth(**asdict(self))
+        if self.compile and (self.sharded or self.recompute):
+            other = "sharded" if self.sharded else "recompute"
+            raise InputError(f"compile=True was not tried with {other}=True. Leave one of them out.")

@@ -172,6 +172,9 @@ def train(
     recompute: Annotated[
         bool | None, typer.Option("--recompute", help="Compute activations again instead of keeping them.")
     ] = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile", help="Compile image and note networks (torch.compile).")
+    ] = None,
     tracker: Annotated[
         list[str] | None, typer.Option(help="Experiment tracker, such as tensorboard; repeatable.")
     ] = None,
@@ -191,7 +194,7 @@ def train(
         run, data = new_run(recipe, data, out, set_, store=store)
     # What is typed goes before what the recipe says.
     typed = {"save_every": save_every, "timeout": timeout, "trackers": tuple(tracker) if tracker else None}
-    typed |= {"sharded": sharded, "recompute": recompute}
+    typed |= {"sharded": sharded, "recompute": recompute, "compile": compile_}
     run = run.keeping_by(**{name: value for name, value in typed.items() if value is not None})
     with alone_in(run.folder):
         run.train(data, say=say)

@@ -417,11 +417,17 @@ def test_what_is_typed_goes_before_what_the_recipe_says_and_that_before_the_defa
     own.write_text(RECIPE.replace('"progress": False', '"save_every": 3, "timeout": 77, "trackers": ["tensorboard"]'))
     given: dict[str, object] = {}
     monkeypatch.setattr(fusion, "fit", lambda *_, **settings: given.update(settings) or sys.exit(9))
-    words = ("--save-every", 1, "--timeout", 99, "--tracker", "wandb", "--sharded", "--recompute") if typed else ()
+    words = (
+        ("--save-every", 1, "--timeout", 99, "--tracker", "wandb", "--sharded", "--recompute", "--compile")
+        if typed
+        else ()
+    )
     assert chiasm("train", own, "--data", tables, "--out", tmp_path / "run", *words) == 9
-    kept = {name: given.get(name) for name in ("save_every", "timeout", "trackers", "sharded", "recompute")}
-    own_way = {"save_every": 3, "timeout": 77, "trackers": ["tensorboard"], "sharded": None, "recompute": None}
-    typed_way = {"save_every": 1, "timeout": 99, "trackers": ("wandb",), "sharded": True, "recompute": True}
+    kept = {name: given.get(name) for name in ("save_every", "timeout", "trackers", "sharded", "recompute", "compile")}
+    own_way = {"save_every": 3, "timeout": 77, "trackers": ["tensorboard"], "sharded": None}
+    own_way |= {"recompute": None, "compile": None}
+    typed_way = {"save_every": 1, "timeout": 99, "trackers": ("wandb",), "sharded": True}
+    typed_way |= {"recompute": True, "compile": True}
     assert kept == (typed_way if typed else own_way)
 
 

@@ -1,0 +1,44 @@
+"""Networks compiled by `torch.compile`, part by part, in place: names of weights stay as they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+from torch import nn
+
+from ..datasets.errors import InputError
+from .tuning import layers_of
+
+_BACKEND = "inductor"
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+def compile_network(network: nn.Module, on: bool) -> None:
+    """Compile the layers of a transformer, which share one compiled function, or the stages of a convolutional network.
+
+    What is compiled takes batches of any size and notes of any length.
+
+    Args:
+        network: it stays what it is, and is only called otherwise.
+        on: False undoes it.
+    """
+    for part in layers_of(network) or network.children():
+        if on:
+            part.compile(dynamic=True, backend=_BACKEND)
+        else:
+            # There is no other way back; the module does the same when it is pickled.
+            part._compiled_call_impl = None
+
+
+def require_compiler() -> None:
+    """Raise `InputError` unless PyTorch finds what it compiles with."""
+    if torch.cuda.is_available() or _BACKEND != "inductor":
+        return
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else _COMPILERS
+    if not any(map(shutil.which, names)):
+        raise InputError(
+            f"compile=True needs a C++ compiler, and there is none ({', '.join(names)}). Install one, or leave compile "
+            "out."
+        )
