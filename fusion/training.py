@@ -122,9 +122,9 @@ def fit(
             validate and save them. One process has nothing to divide, and says so.
         recompute: have image and note networks keep no activations but those between their blocks, and compute the
             others again for the gradient: the same numbers in less memory, for a forward pass more.
-        compile: compile image and note networks (`torch.compile`). Their dropout draws other numbers. It takes minutes
-            at the first step, and is for GPUs: on the CPU of two cores that it was tried on, a step of a BERT of 4
-            layers became slower, 1.15 × the time. On a GPU it was not tried.
+        compile: compile image and note networks (`torch.compile`). Their dropout draws other numbers. The first step
+            takes minutes, and it is for GPUs, where it was not tried: on a CPU a ResNet-18 and a BERT of 4 layers ran
+            at 0.82 of their rate (`bench_step.py compile`).
         out: a folder for `history.jsonl`, the best `model/` so far and `checkpoints/`; a run that was stopped or
             killed goes on from there, in the middle of an epoch too, when fit is called again in the same way. One
             run at a time.
