@@ -12,16 +12,19 @@ from typing import BinaryIO
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from .errors import InputError
 from .refusals import MALFORMED
+from .words import LONGEST_TEXT
 
 PIECE_ROWS = 1 << 20
 """Rows of a piece of a Parquet file."""
 _BLOCK_BYTES = 64 << 20
 """Of a piece of a CSV file. A row must lie in one."""
+_DECODED_BYTES = 1 << 20
 # Rows of patients and times take a byte or more each. A file in which ten have one, or text that shrinks to a
 # thousandth, says the same again and again, and would fill the memory.
 _MOST_ROWS_A_BYTE, _MOST_INFLATION = 10, 1000
@@ -42,13 +45,16 @@ def pieces(path: Path, columns: Sequence[str] | None = None, words: Sequence[str
         words: columns of which few different cells are expected; they come as dictionaries.
 
     Raises:
-        InputError: the file is missing, empty, not UTF-8, or not a table.
+        InputError: the file is missing, empty, not UTF-8, or not a table; or a cell is too long.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}. Check the path.")
-    kind = path.suffix[1:] or "table"
+    kind, first = path.suffix[1:] or "table", 1
     with _naming(path, f"cannot be read as a {kind} file"):
-        yield from (_parquet_pieces if kind == "parquet" else _csv_pieces)(path, columns, words)
+        for piece in (_parquet_pieces if kind == "parquet" else _csv_pieces)(path, columns, words):
+            _require_short_cells(piece, path, first)
+            yield piece
+            first += len(piece)
 
 
 def as_frame(piece: pa.Table, path: Path) -> pd.DataFrame:
@@ -62,6 +68,44 @@ def as_frame(piece: pa.Table, path: Path) -> pd.DataFrame:
         raise InputError(f"{path} has the column {doubled[0]} twice. Rename or drop one of them.")
     with _naming(path, "has a column that is neither text, numbers nor times"):
         return piece.replace_schema_metadata(None).to_pandas(date_as_object=False)
+
+
+def _require_short_cells(piece: pa.Table, path: Path, first: int) -> None:
+    """Raise `InputError` where a text is longer than `LONGEST_TEXT`, before more copies are made of it.
+
+    Args:
+        piece: of a table.
+        path: of its file.
+        first: the data row in which it begins.
+    """
+    for name, column in zip(piece.column_names, piece.columns, strict=True):
+        row = first
+        for cells in column.chunks if column.nbytes > LONGEST_TEXT else ():
+            lengths = _lengths(cells)
+            longest = pc.max(lengths)
+            if (longest.as_py() or 0) > LONGEST_TEXT:
+                row += pc.index(lengths, longest).as_py()
+                raise _too_long(f"{path}, data row {row}", name, longest.as_py())
+            row += len(cells)
+
+
+def _lengths(cells: pa.Array) -> pa.Array:
+    """Bytes of each cell; missing where that is neither text nor bytes."""
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        return _lengths(cells.dictionary).take(cells.indices)
+    if kind in (pa.string_view(), pa.binary_view()):
+        cells = cells.cast(pa.large_binary())
+    elif kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+        return pa.nulls(len(cells), pa.int64())
+    return pc.binary_length(cells)
+
+
+def _too_long(where: str, name: str, length: int) -> InputError:
+    return InputError(
+        f"{where}: {name} has a text of {length} bytes, and the most for one cell is {LONGEST_TEXT}. Divide it into "
+        "several rows, or remove the row."
+    )
 
 
 @contextmanager
@@ -116,6 +160,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
     with _naming(path, "cannot be read as a parquet file"), _parquet(path) as file:
         table = file.read()
         table.validate(full=True)
+        _require_short_cells(table, path, 1)
         return table.to_pandas()
 
 
@@ -189,17 +234,19 @@ class _Watched(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:
-        data = self._file.read(len(buffer))
-        try:
-            self._decode(data, final=len(data) < len(buffer))
-        except UnicodeDecodeError as error:
-            # The decoder may have kept the first bytes of a character that the last read cut off.
-            start = self._at + len(data) - len(error.object) + error.start
-            raise UnicodeDecodeError("utf-8", error.object, start, start + 1, error.reason) from None
-        self._quotes += data.count(b'"')
-        self._at += len(data)
-        buffer[: len(data)] = data
-        return len(data)
+        size = self._file.readinto(buffer)
+        # Some at a time: one character beyond Latin makes two or four bytes of each in a str.
+        for start in range(0, max(size, 1), _DECODED_BYTES):
+            data = bytes(buffer[start : min(start + _DECODED_BYTES, size)])
+            try:
+                self._decode(data, final=size < len(buffer) and start + len(data) == size)
+            except UnicodeDecodeError as error:
+                # The decoder may have kept the first bytes of a character that the last read cut off.
+                at = self._at + len(data) - len(error.object) + error.start
+                raise UnicodeDecodeError("utf-8", error.object, at, at + 1, error.reason) from None
+            self._quotes += data.count(b'"')
+            self._at += len(data)
+        return size
 
     def require_closed_quotes(self, path: Path) -> None:
         """Raise `InputError` where a quotation mark is never closed: it swallows all rows that follow."""

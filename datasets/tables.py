@@ -11,12 +11,14 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .arguments import require_table
 from .checks import Excerpt, Policy, TableCheck
 from .errors import InputError
 from .times import are_mostly_days, are_mostly_years, mostly_dates, parse_times
-from .words import UNFILLED, Words, as_words
+from .words import LONGEST_TEXT, UNFILLED, Words, as_words
 
 REQUIRED = {
     "outcomes": ("subject_id", "prediction_time"),
@@ -122,6 +124,12 @@ def parse_words(values: pd.Series, check: TableCheck, column: str, *, optional: 
     """
     words = as_words(values)
     refuse_unreadable(words, check, column)
+    if column == "text":
+        check.refuse(
+            np.asarray(pc.binary_length(pa.array(words.text))) > LONGEST_TEXT,
+            f"text has more than {LONGEST_TEXT >> 20} MiB",
+            "Divide it into several notes, or remove the row",
+        )
     text = words.text if column in ("text", "path") else words.text.str.strip()
     if not optional:
         check.refuse(words.blank, f"{column} is blank", "Fill it in, or remove the row")

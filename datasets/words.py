@@ -14,6 +14,9 @@ import pandas as pd
 UNFILLED = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null", "."})
 """What statistical programs and databases write where nothing is known, in lower case."""
 
+LONGEST_TEXT = 16 << 20
+"""Bytes of UTF-8 in one cell: more than any note has, and little enough to be copied ten times, which reading does."""
+
 
 @dataclass(frozen=True)
 class Words:

@@ -18,6 +18,7 @@ NOW = pd.Timestamp("2031-05-17 08:00")
 def small_pieces(monkeypatch):
     monkeypatch.setattr(pieces_, "PIECE_ROWS", 7)
     monkeypatch.setattr(pieces_, "_BLOCK_BYTES", 512)
+    monkeypatch.setattr(pieces_, "_DECODED_BYTES", 50)
 
 
 def drawn(seed: int, ids: list) -> dict[str, pd.DataFrame]:

@@ -89,6 +89,32 @@ def test_a_row_that_the_reader_cannot_take_whole_is_refused(tmp_path, monkeypatc
         Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=table))
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.large_binary(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_a_cell_longer_than_any_note_is_refused_by_its_place(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("chiasm.datasets.pieces.LONGEST_TEXT", 100)
+    monkeypatch.setattr("chiasm.datasets.pieces.PIECE_ROWS", 3)
+    write(tmp_path, outcomes=OUTCOMES)
+    longest = pd.Series(["é" * 50, "a", "x" * 99, "b", "é" * 51, "c"])
+    table = pa.table({"subject_id": ["8"] * 6, "time": ["2031-05-17"] * 6, "text": pa.array(longest).cast(kind)})
+    pq.write_table(table, tmp_path / "notes.parquet")
+    with pytest.raises(InputError, match=r"notes.parquet, data row 5: text has a text of 102 bytes, and the most for"):
+        Cohort.read(tmp_path)
+    static = table.drop_columns("time").slice(2)
+    pq.write_table(static, tmp_path / "static.parquet")
+    with pytest.raises(InputError, match=r"static.parquet, data row 3: text has a text of 102 bytes.* remove the row"):
+        Cohort.read(tmp_path)
+
+
+def test_a_cell_of_a_csv_file_longer_than_any_note_is_refused_by_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr("chiasm.datasets.pieces._BLOCK_BYTES", 300)
+    monkeypatch.setattr("chiasm.datasets.pieces.LONGEST_TEXT", 100)
+    rows = "".join(f"8,2031-05-17 07:00,{'x' * length}\n" for length in (100, 100, 100, 100, 101, 3))
+    with pytest.raises(InputError, match=r"notes.csv, data row 5: text has a text of 101 bytes, and the most for one"):
+        Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes="subject_id,time,text\n" + rows))
+
+
 def test_urls_of_images_stay_as_they_are(tmp_path):
     table = "subject_id,time,path\n8,2031-05-17 07:00,s3://bucket/a.png\n"
     assert Cohort.read(write(tmp_path, outcomes=OUTCOMES, images=table)).images["path"].tolist() == [

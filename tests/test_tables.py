@@ -436,6 +436,13 @@ def test_text_with_lone_surrogates_is_refused(text, dtype):
         Cohort(outcomes(), notes=notes("fever", "x", text=pd.Series(["fever", text], dtype=dtype)))
 
 
+def test_a_note_that_no_file_may_have_is_refused():
+    long = pd.Series(["fever", "x" * (1 + (16 << 20))])
+    with pytest.raises(InputError, match=r"notes, data row 2: text has more than 16 MiB. Divide it into several"):
+        Cohort(outcomes(), notes=notes("fever", "x", text=long))
+    assert len(Cohort(outcomes(), notes=notes("fever", "x", text=long.str[1:])).notes) == 2
+
+
 @pytest.mark.parametrize("text", [b"fever", ["fever"], {"a": 1}, np.array(["a"]), object()])
 def test_what_is_no_text_does_not_become_a_note(text):
     column = pd.Series(["fever", None], dtype=object)
