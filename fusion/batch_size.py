@@ -183,6 +183,7 @@ class _Gauge:
         if not self._cuda and not sys.platform.startswith("linux"):
             raise InputError("How much memory a step needs on a CPU is known on Linux only. Give fit a batch_size.")
         self._bound = bound or (math.inf if self._cuda else _resident() + _USED * free_memory() / _processes_here())
+        self._held = 0.0 if self._cuda else _resident()
         self._before = 0.0
         # By samples, beyond what the process had before any of them.
         self._needed: dict[int, float] = {}
@@ -190,7 +191,10 @@ class _Gauge:
     @property
     def told(self) -> str:
         """The bound, in words."""
-        return "the memory of the GPU" if math.isinf(self._bound) else f"{self._bound / _GB:.2f} GB"
+        if math.isinf(self._bound):
+            return "the memory of the GPU"
+        held = "" if self._cuda else f", of which the process held {self._held / _GB:.2f} before"
+        return f"{self._bound / _GB:.2f} GB{held}"
 
     def fits(self, work: Callable[[], object], count: int) -> bool:
         """Whether steps of so many samples fit; tried only if they may."""
@@ -257,7 +261,10 @@ def _resident() -> float:
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes of memory that programs may still take: on this machine, and in the group of processes that this one is in.
 
-    Source: Linux kernel documentation, "The /proc Filesystem" (MemAvailable) and "Control Group v2" (memory.max).
+    Limits of the first version of control groups are not seen.
+
+    Source: Linux kernel documentation, "The /proc Filesystem" (MemAvailable) and "Control Group v2" (memory.max,
+    memory.stat).
     """
     lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
     free = float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
@@ -267,5 +274,13 @@ def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"
     for group in (groups / place, *(groups / place).parents):
         limit, used = group / "memory.max", group / "memory.current"
         if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-            free = min(free, float(most) - float(used.read_text(encoding="ascii")))
+            free = min(free, float(most) - float(used.read_text(encoding="ascii")) + _pages_of_files(group))
     return max(0.0, free)
+
+
+def _pages_of_files(group: Path) -> float:
+    """Bytes that a group holds of files that were read; they make room for whoever needs it."""
+    if not (group / "memory.stat").is_file():
+        return 0.0
+    rows = (line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    return sum(float(size) for name, size in rows if name in ("active_file", "inactive_file"))

@@ -308,12 +308,14 @@ def _take(folder: Path, fingerprint: str, state: TrainingState, processes: int) 
     was = _manner(before, run.get("sharded", False), run.get("compiled", False))
     now = _manner(processes, state.is_divided, state.is_compiled)
     if was != now:
-        state.history.warnings += (f"{now} go on where {was} stopped: the same training, but not to the last bit",)
+        state.history.warnings += (
+            f"going on with {now} where {was} stopped: the same training, but not to the last bit",
+        )
 
 
 def _manner(processes: int, is_divided: bool, is_compiled: bool) -> str:
     """How many train together, and how, in words."""
-    told = f"{processes} processes" + " with divided weights" * is_divided
+    told = f"{processes} process{'es' * (processes > 1)}" + " with divided weights" * is_divided
     return told + " with compiled networks" * is_compiled
 
 

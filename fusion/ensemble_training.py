@@ -27,7 +27,7 @@ def fit_ensemble(
     seed: int = 0,
     training: Mapping[str, object] | None = None,
     out: str | Path | None = None,
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[History], None] | None = None,
 ) -> tuple[Ensemble, list[History]]:
     """Train several models that differ in their seed alone, and let them predict together.
 

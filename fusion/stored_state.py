@@ -100,7 +100,8 @@ class StoredTensors(Mapping[str, Tensor]):
         parts = [file.get_tensor(name) for file, names in zip(self._files, self._names, strict=True) if name in names]
         if not parts:
             raise KeyError(name)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        # A copy: what is read lies in the file itself, which could then not go when its checkpoint is too old.
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._names[0]))

@@ -80,7 +80,7 @@ def fit(
     skip: int = 3,
     timeout: float = PATIENCE,
     trackers: Sequence[str] = (),
-    on_start: Callable[[], None] | None = None,
+    on_start: Callable[[History], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train a model; its best weights on the validation patients are what it has afterwards.
@@ -117,9 +117,10 @@ def fit(
             On a CPU results repeat themselves without.
         seed: of weights, order, dropout. The same seed gives the same weights on the same machine.
         sharded: divide weights, gradients and moments among the processes (FSDP2), for note encoders that are too large
-            for one GPU. It trains the same up to rounding. Each process keeps its part; layers of a transformer are
-            put together one by one while they are computed with, and all weights, without gradients and moments, to
-            validate and save them. One process has nothing to divide, and says so.
+            for one GPU. It trains the same up to rounding, and but for dropout, of which each draws its own. Each
+            process keeps its part; layers of a transformer are put together one by one while they are computed with,
+            and all weights, without gradients and moments, to validate and save them. One process has nothing to
+            divide, and says so.
         recompute: have image and note networks keep no activations but those between their blocks, and compute the
             others again for the gradient: the same numbers in less memory, for a forward pass more.
         compile: compile image and note networks (`torch.compile`). Their dropout draws other numbers. The first step
@@ -136,8 +137,8 @@ def fit(
         timeout: seconds that a process waits for the others before it ends with a message.
         trackers: experiment trackers by Accelerate's names, such as "tensorboard", which writes to `trackers/` in
             `out`. They are told the settings and each epoch's losses, and nothing of any patient.
-        on_start: called once all of this was found to be in order, before the first update and
-            before anything is written (main process only).
+        on_start: called with what happened so far once all of this was found to be in order, before the first update
+            and before anything is written (main process only).
         progress: whether to show a bar (main process only).
 
     Raises:
@@ -188,7 +189,7 @@ def fit(
         with keeper.alone(), stopping_in_order() as stop:
             _go_on(keeper, fingerprint, state, accelerator)
             if on_start and accelerator.is_main_process:
-                on_start()
+                on_start(state.history)
             if len(state.history.epochs) < epochs:
                 samples, held_out = encoded_once(state, (samples, train), (held_out, valid), stop)
                 _stop_together(stop, accelerator)

@@ -90,6 +90,10 @@ def encoded_once(
         samples, held_out = (own and keeper.keep(own, cohort.store) for own, cohort in (train, valid))
     except Stopped:
         return train[0], valid[0]
+    finally:
+        if state.whole is not None:
+            # While weights are divided, its place on the device is needed.
+            state.whole.cpu()
     state.history.tuning += keeper.told
     return samples, held_out
 

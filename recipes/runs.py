@@ -85,14 +85,23 @@ class Run:
             say(f"{self.folder} holds this run already: it goes on where it was stopped")
         # Nothing is written before the data and the settings were found to be in order.
         parts = {"train": train, "valid": valid, "held out": test}
-        on_start = None if earlier else lambda: self._write(data, cohort, parts)
+        said: dict[str, None] = {}
+
+        def tell(histories: Sequence[History]) -> None:
+            for history in histories:
+                notes = (f"note: {warning}" for warning in history.warnings)
+                for line in (*(f"left out: {remark}" for remark in history.remarks), *history.tuning, *notes):
+                    if line not in said:
+                        said[line] = None
+                        say(line)
+
+        def on_start(history: History) -> None:
+            tell([history])
+            if not earlier:
+                self._write(data, cohort, parts)
+
         model, histories = self._fit(train, valid, on_start)
-        for remark in histories[0].remarks:
-            say(f"left out: {remark}")
-        for told in histories[0].tuning:
-            say(told)
-        for warning in {warning: None for history in histories for warning in history.warnings}:
-            say(f"note: {warning}")
+        tell(histories)
         skipped = sum(len(history.skipped) for history in histories)
         if skipped:
             say(f"note: {skipped} batches were left out, since their loss or gradient was not finite: skipped.jsonl")
@@ -103,7 +112,7 @@ class Run:
         return model, histories
 
     def _fit(
-        self, train: Cohort, valid: Cohort, on_start: Callable[[], None] | None
+        self, train: Cohort, valid: Cohort, on_start: Callable[[History], None]
     ) -> tuple[FusionModel | Ensemble, list[History]]:
         """One model, or as many as the recipe's setting `members` says, as an ensemble."""
         from ..fusion import fit, fit_ensemble

@@ -45,9 +45,8 @@ def test_compiled_networks_train_the_same_and_are_gone_on_with_as_written(halves
     for name, value in ours.items():
         assert_close(value, theirs[name], atol=1e-4, rtol=1e-3)
     assert all(module._compiled_call_impl is None for module in compiled.modules())
-    said = (
-        "1 processes go on where 1 processes with compiled networks stopped: the same training, but not to the last bit"
-    )
+    now = "going on with 1 process where 1 process with compiled networks stopped"
+    said = f"{now}: the same training, but not to the last bit"
     assert fit(still(), *halves, out=tmp_path, **settings).warnings == (said,)
 
 

@@ -44,7 +44,7 @@ def trained(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("ensemble") / "run"
     began = []
     ensemble, histories = fit_ensemble(
-        make_model, *parts[:2], members=2, seed=3, training=TRAINING, out=out, on_start=lambda: began.append(1)
+        make_model, *parts[:2], members=2, seed=3, training=TRAINING, out=out, on_start=lambda _: began.append(1)
     )
     assert began == [1]
     assert [len(history.epochs) for history in histories] == [2, 2]

@@ -277,7 +277,7 @@ def test_another_number_of_processes_goes_on_and_says_what_that_means(halves, pl
     rewritten(newest(folder), processes=2)
     history = fit(plan(), *halves, epochs=2, out=folder, **SHORT)
     assert history.warnings == (
-        "1 processes go on where 2 processes stopped: the same training, but not to the last bit",
+        "going on with 1 process where 2 processes stopped: the same training, but not to the last bit",
     )
 
 

@@ -114,7 +114,7 @@ def test_runs_with_divided_weights_go_on_to_the_last_bit_and_past_a_damaged_part
     assert told["killed"]["warnings"] == []
     said = "the checkpoint 00001-0000001 is damaged, and the run goes on from 00001-0000000 before it"
     assert told["damaged"]["warnings"] == [said]
-    said = f"2 processes with divided weights go on where 1 processes stopped: {SAME}"
+    said = f"going on with 2 processes with divided weights where 1 process stopped: {SAME}"
     assert told["changed"]["warnings"] == [said]
     assert not list(tmp_path.rglob(".*-parts"))
 
@@ -122,7 +122,7 @@ def test_runs_with_divided_weights_go_on_to_the_last_bit_and_past_a_damaged_part
 def test_one_process_goes_on_with_divided_weights_and_says_what_that_means(killed, tmp_path):
     shutil.copytree(killed / "killed", tmp_path / "killed")
     again = alone(tmp_path, {"run": KEPT | {"out": tmp_path / "killed"}})["run"]
-    said = f"1 processes go on where 2 processes with divided weights stopped: {SAME}"
+    said = f"going on with 1 process where 2 processes with divided weights stopped: {SAME}"
     assert again["warnings"] == [said]
 
 

@@ -407,7 +407,7 @@ def test_processes_that_were_given_other_data_are_refused(halves, plan, monkeypa
 
 def test_on_start_is_called_once_all_was_found_in_order_and_before_anything_is_written(halves, plan, tmp_path):
     seen = []
-    settings = {"out": tmp_path / "run", "on_start": lambda: seen.append(list((tmp_path / "run").iterdir()))} | SHORT
+    settings = {"out": tmp_path / "run", "on_start": lambda _: seen.append(list((tmp_path / "run").iterdir()))} | SHORT
     for wrong in ({"epochs": 0}, {"seed": -1}):
         with pytest.raises(InputError):
             fit(plan(), *halves, **settings | {"epochs": 1} | wrong)
