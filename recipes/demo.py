@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CARD = Card(
     outcome="died (binary)",
     data="none of your own: `chiasm demo` makes 2,000 synthetic patients",
-    cost="about 4 min on 2 cores, 3 GB",
+    cost="about 3 min on 2 cores, 3 GB",
     score="AUROC 0.84 (0.81 to 0.88), where 0.89 is the best reachable",
 )
 
