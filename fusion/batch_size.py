@@ -49,10 +49,11 @@ def largest_batch(
 ) -> int:
     """How many samples `fit` can take an update, over all processes together.
 
-    Steps are tried on a copy of the model, of one sample, two, four and so on, and then between the last number that
-    fitted and the first that did not; each on those samples that have most of each modality. Model, random numbers
-    and files stay as they are. On a GPU, what does not fit fails and is caught. A CPU would kill the process: there,
-    a larger number is tried only if the memory that it should need, in proportion, is allowed.
+    Steps are tried on a copy of the model, of one sample, two, four and so on, and then between the last number
+    that fitted and the first that did not; each on those samples that have most of one modality, one modality after
+    the other. Model and random numbers stay as they are; a cohort's store is filled, as `fit` fills it. On a GPU,
+    what does not fit fails and is caught. A CPU would kill the process: there, a larger number is tried only if the
+    memory that it should need, in proportion, is allowed.
 
     A larger batch fits, and need not be better: the learning rate goes with it. So `fit` wants a number, and does
     not look for one that would be another on another machine.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..datasets.arguments import as_path
+from ..datasets.arguments import as_path, require_whole
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from .checkpoint import History
@@ -14,7 +14,7 @@ from .inference import predict
 from .metrics import best_threshold
 from .model import FusionModel
 from .processes import alone_in
-from .settings import LARGEST_SEED, require_whole
+from .settings import LARGEST_SEED
 from .training import fit
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..datasets.arguments import require_whole
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
@@ -17,7 +18,6 @@ from .evaluation import CHOSEN_ON_VALIDATION
 from .frozen_tokens import Samples, encode_once
 from .metrics import best_threshold
 from .model import FusionModel, withhold
-from .settings import require_whole
 
 NOTHING_KNOWN = "refused: nothing that the model reads was known before the prediction time"
 NOT_FINITE = "refused: the computed risk is not finite"

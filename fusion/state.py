@@ -9,10 +9,9 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from ..datasets.arguments import require_numbers
+from ..datasets.arguments import require_numbers, require_whole
 from ..datasets.errors import InputError
 from ..encoders.tokens import Tokens
-from .settings import require_whole
 
 
 @dataclass(frozen=True)
