@@ -19,6 +19,7 @@ from chiasm.fusion import (
     RecurrentFusion,
     predict,
 )
+from chiasm.fusion.cross_attention import _attended
 from chiasm.fusion.model import FUSIONS
 from chiasm.fusion.state import Fusion
 from chiasm.fusion.token_entry import TokenEntry, time_features
@@ -148,6 +149,16 @@ def test_tokens_in_half_precision_are_read_too(head):
     with torch.autocast("cpu", torch.bfloat16):
         state = fused(head, tokens)
     assert_close(state.float(), fused(head, draw()), atol=0.1, rtol=0.1)
+
+
+def test_on_a_cpu_queries_read_in_fp32_also_where_the_rest_is_in_half_precision():
+    q, k, v = torch.randn(3, 2, 1, 4, 8).bfloat16()
+    mask = torch.tensor([True, True, False, True]).expand(2, 1, 1, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        read = _attended(q, k, v, mask)
+    scores = (q.float() @ k.float().transpose(-1, -2)) / 8**0.5
+    assert read.dtype == torch.float32
+    assert_close(read, scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v.float())
 
 
 def test_permuting_patients_permutes_states(head):

@@ -1,10 +1,9 @@
-"""What chiasm costs beside a bare hand-written PyTorch loop: a step, a prediction, memory, a cold command.
+"""What chiasm costs beside a bare hand-written PyTorch loop: a step, a prediction, a cold command.
 
     python tests/benchmarks/bench_step.py train                  # steps in turn, and where the time of one goes
     python tests/benchmarks/bench_step.py predict                # all patients, and one alone, warm
-    python tests/benchmarks/bench_step.py memory                 # resident memory of both, and with more patients
     python tests/benchmarks/bench_step.py cold                   # from the command to the first risk
-    python tests/benchmarks/bench_step.py variants               # the bare loop in other precisions and layouts
+    python tests/benchmarks/bench_step.py variants               # other precisions, layouts and batches, also of chiasm
     python tests/benchmarks/bench_step.py compile                # steps with compiled networks and without, in turn
     python tests/benchmarks/bench_step.py gpu                    # the large workload, where there is a GPU
 
@@ -24,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import subprocess
@@ -43,7 +41,7 @@ from chiasm.datasets.prepared import BucketedBatches, PreparedSamples
 from chiasm.fusion import FusionModel
 from chiasm.fusion.inference import infer
 from chiasm.fusion.learning import MovingAverage, make_optimizer, tuned_encoders
-from safetensors.torch import load_file, save_file
+from chiasm.fusion.numerics import autocast
 from step_workload import LARGE, SMALL, BareModel, chiasm_model, draw_cohort, ready
 from torch import Tensor, nn
 from torch.nn import functional
@@ -78,7 +76,7 @@ class Clock:
 Step = Callable[[list[int]], None]
 
 
-def chiasm_step(model: FusionModel, samples: PreparedSamples, clock: Clock) -> Step:
+def chiasm_step(model: FusionModel, samples: PreparedSamples, clock: Clock, precision: str = "fp32") -> Step:
     """What `fit` does in a step, by its own parts."""
     rule, averaged = make_optimizer(model, "adamw", 1e-3, 0.01), MovingAverage(model, 0.98)
     weights = list(model.parameters())
@@ -88,7 +86,9 @@ def chiasm_step(model: FusionModel, samples: PreparedSamples, clock: Clock) -> S
         with clock("data"):
             batch = samples[positions]
         with clock("forward"):
-            loss, labels = model.loss(model(batch), batch)
+            with autocast(torch.device("cpu"), precision):
+                risk = model(batch)
+            loss, labels = model.loss(risk, batch)
             if not loss.isfinite():
                 raise SystemExit("The loss is not finite.")
         with clock("backward"):
@@ -199,81 +199,44 @@ def _taken(samples: PreparedSamples, positions: list[int]) -> PreparedSamples:
 
 
 def variants(samples: PreparedSamples, model: FusionModel, steps: int) -> None:
-    """What layout, buckets and bf16 give a bare loop on this processor."""
-    plain = np.arange(len(samples))
-    kinds = {
-        "fp32, channels-last, by length": (torch.channels_last, False, samples.parts["notes"].arrays["length"]),
-        "fp32, channels-last": (torch.channels_last, False, None),
-        "fp32": (torch.contiguous_format, False, None),
-        "bf16, channels-last, by length": (torch.channels_last, True, samples.parts["notes"].arrays["length"]),
+    """What layout, buckets and bf16 give a bare loop, and chiasm, over the same samples on this processor."""
+    few = range(steps * SMALL["batch"])
+    as_they_come = np.array(few).reshape(steps, -1).tolist()
+    by_length = list(BucketedBatches(samples.sizes[few], SMALL["batch"]))
+
+    def bare(layout: torch.memory_format, *, half: bool) -> Step:
+        step = bare_step(BareModel(model, SMALL, layout), half)
+        return lambda positions: step(made[tuple(positions)])
+
+    runs = {
+        "bare, fp32": (bare(torch.contiguous_format, half=False), as_they_come),
+        "bare, fp32, channels-last": (bare(torch.channels_last, half=False), as_they_come),
+        "bare, fp32, channels-last, by length": (bare(torch.channels_last, half=False), by_length),
+        "chiasm, fp32": (chiasm_step(copy.deepcopy(model), samples, Clock()), by_length),
     }
-    clock, runs = Clock(), {}
-    for name, (layout, half, lengths) in kinds.items():
-        order = plain if lengths is None else np.argsort(lengths, kind="stable")
-        batches = order[: len(order) // 32 * 32].reshape(-1, 32)
-        chosen = batches[np.linspace(0, len(batches) - 1, steps + 1).astype(int)]
-        runs[name] = bare_step(BareModel(model, SMALL, layout), half), chosen
-    for number in range(steps + 1):
-        for name, (step, chosen) in runs.items():
-            # Without these instructions bf16 takes many times as long: once tells enough.
-            if name.startswith("bf16") and number > 1:
-                continue
-            own = ready(samples, chosen[number].tolist(), model)
-            with clock(name):
-                step(own)
-        if not number:
-            clock.spent.clear()
-    for name in kinds:
-        print(f"bare loop, {name}: {clock.median(name):.3f} s a step; {32 / clock.median(name):.1f} samples a second")
-
-
-def memory(arguments: argparse.Namespace) -> None:
-    """Resident memory of both sides after some steps, each in a process of its own."""
-    told = {}
-    few, many = arguments.patients, 4 * arguments.patients
-    for side, patients in (("bare", few), ("chiasm", few), ("chiasm", many)):
-        own = {}
-        # Once to fill the store, whose making does not count.
-        for turn in ("fill", side):
-            command = [sys.executable, __file__, "side", "--patients", str(patients), "--side", turn]
-            command += ["--folder", str(arguments.folder), "--threads", str(arguments.threads)]
-            own = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        told[side, patients] = own
-        told_own = f"{own['own']:.0f} MB of its own, {own['cache']:.0f} MB of files"
-        print(f"{side}, {patients} patients: {told_own}", flush=True)
-    print(f"chiasm less bare: {told['chiasm', few]['own'] - told['bare', few]['own']:+.0f} MB")
-    print(f"{many} patients less {few}: {told['chiasm', many]['own'] - told['chiasm', few]['own']:+.0f} MB")
-
-
-def side_of(side: str, folder: Path, patients: int) -> None:
-    """One side alone, for `memory`: six steps, and what is resident."""
-    if side == "fill":
-        cohort = draw_cohort(folder / str(patients), patients, SMALL["size"])
-        model = chiasm_model(cohort, SMALL)
-        samples = model.read(cohort, labelled=True)
-        model.save(folder / f"model-{patients}")
-        batches = [ready(samples, own, model) for own in list(BucketedBatches(samples.sizes, 32))[:6]]
-        named = {f"{k} {name}": own.contiguous() for k, batch in enumerate(batches) for name, own in batch.items()}
-        save_file(named, folder / f"ready-{patients}.safetensors")
-        print("{}")
-        return
-    model = FusionModel.load(folder / f"model-{patients}")
-    if side == "bare":
-        step = bare_step(BareModel(model, SMALL))
-        del model
-        chosen = [{} for _ in range(6)]
-        for name, own in load_file(folder / f"ready-{patients}.safetensors").items():
-            chosen[int(name.split()[0])][name.split()[1]] = own
+    if has_bf16():
+        half = chiasm_step(copy.deepcopy(model), samples, Clock(), "bf16")
+        runs["bare, bf16, channels-last, by length"] = (bare(torch.channels_last, half=True), by_length)
+        runs["chiasm, bf16"] = (half, by_length)
     else:
-        cohort = draw_cohort(folder / str(patients), patients, SMALL["size"])
-        samples = model.read(cohort, labelled=True)
-        step, chosen = chiasm_step(model, samples, Clock()), list(BucketedBatches(samples.sizes, 32))[:6]
-        del cohort
-    for own in chosen:
-        step(own)
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Rss")}
-    print(json.dumps({"own": sizes["RssAnon"], "cache": sizes["RssFile"]}))
+        print("This processor has no instructions for bf16, in which it takes many times as long: not measured.")
+    made = {tuple(own): ready(samples, own, model) for own in (*as_they_come, *by_length)}
+    clock = Clock()
+    for number in (0, *range(steps)):
+        for name, (step, batches) in runs.items():
+            with clock(name):
+                step(batches[number])
+    spent = {name: np.sum(own[1:], axis=0) for name, own in clock.spent.items()}
+    print(f"{len(few)} samples in batches of {SMALL['batch']}, steps in turn, after one to begin with")
+    for name, own in spent.items():
+        processor, wall = spent["bare, fp32"] / own
+        print(f"{name}: {len(few) / own[0]:.1f} samples a processor second;", end=" ")
+        print(f"{processor:.3f} times the plain fp32 bare loop's rate by processor time, {wall:.3f} by wall time")
+
+
+def has_bf16() -> bool:
+    """Whether the processor has instructions for matrix products in bf16."""
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def cold(folder: Path) -> None:
@@ -360,22 +323,17 @@ def _seconds(work: Callable[[], object], times: int = 10) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "predict", "compile", "variants", "memory", "side", "cold", "gpu"))
+    parser.add_argument("what", choices=("train", "predict", "compile", "variants", "cold", "gpu"))
     parser.add_argument("--patients", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="kept, so that the workload is not made again")
-    parser.add_argument("--side", choices=("fill", "bare", "chiasm"), help="used by memory")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         given.folder = given.folder or Path(scratch)
-        if given.what == "memory":
-            memory(given)
-        elif given.what == "side":
-            side_of(given.side, given.folder, given.patients)
-        elif given.what == "cold":
+        if given.what == "cold":
             cold(given.folder)
         elif given.what == "gpu":
             gpu(given.folder, given.steps)
