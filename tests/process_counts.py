@@ -8,7 +8,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from .workers import start
 
 Told = dict[str, tuple[float, list[float]] | str]
 """By patients and batch size: the training losses' mean, and the risks; or why nothing was trained."""
+_PATIENCE = 60
+"""Seconds a training after which the processes count as hanging."""
 
 
 def ward(patients: int) -> Cohort:
@@ -72,7 +76,13 @@ def train_all(sizes: Sequence[int], batches: Sequence[int], accumulate: int, tol
 
 
 def differences(
-    folder: Path, processes: Sequence[int], sizes: Sequence[int], batches: Sequence[int], *, accumulate: int = 1
+    folder: Path,
+    processes: Sequence[int],
+    sizes: Sequence[int],
+    batches: Sequence[int],
+    *,
+    accumulate: int = 1,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """What was not as with one process; relative differences of losses and of risks of more than 1e-5 count.
 
@@ -81,6 +91,7 @@ def differences(
         processes: how many train together, one after the other.
         sizes, batches: numbers of patients, and of samples an update.
         accumulate: parts that each of several processes divides its share of a batch into.
+        say: told how long each number of processes took.
     """
     wrong: list[str] = []
     told: dict[int, list[Told]] = {}
@@ -88,10 +99,13 @@ def differences(
         place = folder / str(count)
         place.mkdir(exist_ok=True)
         parts = 1 if count == 1 else accumulate
-        codes = end(start(train_all, sizes, batches, parts, place, processes=count, said=place / "said"), patience=1800)
+        began = time.monotonic()
+        trained = start(train_all, sizes, batches, parts, place, processes=count, said=place / "said")
+        codes = end(trained, patience=_PATIENCE * (1 + len(sizes) * len(batches)))
         if set(codes) != {0}:
             said = (place / "said" / "0.txt").read_text()[-500:]
             return [f"{count} processes ended with {codes}: {said}"]
+        say(f"{count} process(es): {time.monotonic() - began:.0f} s")
         told[count] = [json.loads((place / f"{rank}.json").read_text()) for rank in range(count)]
     expected = told[1][0]
     for count, ranks in told.items():
@@ -115,7 +129,7 @@ def main() -> None:
     given = asked.parse_args()
     sizes, batches = range(1, given.patients + 1), range(1, given.batches + 1)
     with tempfile.TemporaryDirectory() as folder:
-        wrong = differences(Path(folder), given.processes, sizes, batches)
+        wrong = differences(Path(folder), given.processes, sizes, batches, say=partial(print, flush=True))
     cases = len(sizes) * len(batches)
     print("\n".join([*wrong, f"{cases} cases by {given.processes} processes: {len(wrong)} differ from one process"]))
     sys.exit(bool(wrong))
