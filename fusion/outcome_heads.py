@@ -104,7 +104,7 @@ class OutcomeHeads(nn.Module):
 
         Args:
             logits: of `forward`.
-            outcomes: 0/1, class number or value.
+            outcomes: 0/1 or a probability, class number, or value.
             known: which of them are known.
             smoothing: share of a label that is spread evenly over all classes; numbers stay as they are.
 
@@ -116,12 +116,14 @@ class OutcomeHeads(nn.Module):
             target = torch.where(known[:, i], outcomes[:, i], 0.0)
             if kind == "binary":
                 softened = target.lerp(torch.full_like(target, 0.5), smoothing) if smoothing else target
-                each = functional.binary_cross_entropy_with_logits(own[:, 0], softened, reduction="none")
+                negative, positive = self.class_weight[i, :2]
+                each = negative * functional.binary_cross_entropy_with_logits(
+                    own[:, 0], softened, reduction="none", pos_weight=positive / negative
+                )
             elif kind == "categorical":
                 each = functional.cross_entropy(own, target.long(), reduction="none", label_smoothing=smoothing)
+                each = each * self.class_weight[i][target.long()]
             else:
                 each = 0.5 * (own[:, 0] - (target - self.mean[i]) / self.std[i]).square()
-            if kind != "continuous":
-                each = each * self.class_weight[i][target.long()]
             total = total + torch.where(known[:, i], each, 0.0).sum()
         return total, known.sum()

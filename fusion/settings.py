@@ -33,6 +33,7 @@ class TrainingSettings:
     patience: int | None
     keep: str
     balanced: bool
+    distillation: float
     precision: str
     accumulate: int
     deterministic: bool
@@ -51,6 +52,7 @@ class TrainingSettings:
             "warmup": (lambda v: 0 <= v <= 1, "a share of the updates, from 0 to 1"),
             "clip": (lambda v: v > 0, "a positive number"),
             "average": (lambda v: 0 <= v < 1, "a decay from 0 to below 1"),
+            "distillation": (lambda v: 0 <= v <= 1, "a share of the labels, from 0 to 1"),
         }
         for name, (is_right, expected) in ranges.items():
             value = getattr(self, name)

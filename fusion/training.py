@@ -67,6 +67,7 @@ def fit(
     patience: int | None = 5,
     keep: str = "best",
     balanced: bool = False,
+    distillation: float = 0.0,
     precision: str = "fp32",
     accumulate: int = 1,
     deterministic: bool = False,
@@ -110,6 +111,10 @@ def fit(
             badly that the last, of a well-regularised model, is as good a choice or better.
         balanced: weigh classes by the inverse of their rate. Ranks may gain; probabilities are no
             longer calibrated.
+        distillation: share of each label of a binary outcome that is the risk by gradient boosting on summary
+            features of labs and static facts, trained on other training patients. Worth trying where boosting is as
+            good as the network: on PhysioNet 2012 a network that was taught so passes its teacher. The training loss
+            then counts from those labels; validation sees none of it.
         precision: "fp32", "bf16" or "fp16" (autocast; fp16 with scaled gradients).
         accumulate: parts that a process's share of a batch is divided into, one after the other, so that it fits
             into memory. Batch norms see the parts.
@@ -159,6 +164,7 @@ def fit(
         patience=patience,
         keep=keep,
         balanced=balanced,
+        distillation=distillation,
         precision=precision,
         accumulate=accumulate,
         deterministic=deterministic,

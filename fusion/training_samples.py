@@ -14,6 +14,7 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import PreparedSamples
 from .checkpoint import TrainingState
+from .distillation import distilled
 from .frozen_tokens import Samples, TokenKeeper
 from .model import FusionModel, require_cohort
 from .settings import TrainingSettings
@@ -71,6 +72,8 @@ def read_samples(
     if fresh:
         outcomes, known = torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known)
         model.fit_scales(outcomes, known, balanced=settings.balanced)
+    if settings.distillation:
+        samples = distilled(samples, train, model, share=settings.distillation, seed=settings.seed)
     return samples, held_out
 
 
