@@ -18,7 +18,7 @@ from .baselines import SummaryFeatures, boosting
 from .model import FusionModel
 
 _FOLDS = 8
-"""Each patient's risk is told by boosting on seven eighths of the others; more folds tell hardly more."""
+"""Each patient's risk is told by boosting on seven eighths of the patients; more folds tell hardly more."""
 _READ = ("labs", "static")
 """What boosting on summary features reads."""
 
@@ -36,7 +36,7 @@ def distilled(
         seed: of the folds and of boosting.
 
     Raises:
-        InputError: the model has no binary outcome, or neither labs nor static facts; or a class has too few patients.
+        InputError: the model has no binary outcome, or neither labs nor static facts; or a class has a single patient.
 
     Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2. We differ:
     the teacher is gradient boosting, it never saw the patient whom it speaks of, and there is no temperature.
@@ -64,7 +64,7 @@ def cross_fitted_risks(cohort: Cohort, labels: np.ndarray, *, seed: int = 0) -> 
         seed: of the folds and of boosting.
 
     Raises:
-        InputError: there is neither a lab nor a static fact, or fewer patients of a class than folds.
+        InputError: there is neither a lab nor a static fact, or a single patient of a class.
     """
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
@@ -76,12 +76,13 @@ def cross_fitted_risks(cohort: Cohort, labels: np.ndarray, *, seed: int = 0) -> 
         )
     patients = cohort.outcomes["subject_id"]
     fewest = min(patients[labels == label].nunique() for label in (0, 1))
-    if fewest < _FOLDS:
+    if fewest < 2:
         raise InputError(
-            f"distillation= needs {_FOLDS} training patients of each class, and of one there are {fewest}. "
+            "distillation= needs two training patients of each class at least, and of one there is a single one. "
             "Leave it out, or bring more patients."
         )
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
-    teacher = boosting(len(labels) * (_FOLDS - 1) // _FOLDS, seed)
+    count = min(_FOLDS, fewest)
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    teacher = boosting(len(labels) * (count - 1) // count, seed)
     risks = cross_val_predict(teacher, features.to_numpy(), labels, groups=patients, cv=folds, method="predict_proba")
     return risks[:, 1]
