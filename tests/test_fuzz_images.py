@@ -1,6 +1,7 @@
 """Mutated image files give pixels in range or a refusal: no crash, hang, foreign exception or flood of memory.
 
-By hand, `python -m tests.test_fuzz_images 10000` reads so many mutants in one process and prints what came of them.
+By hand, `python -m tests.test_fuzz_images 10000` reads so many mutants in one process and prints what came of them;
+a second number is that of the first mutant, so that several processes may share the work.
 """
 
 import base64
@@ -306,14 +307,14 @@ def inside(whole: dict[str, bytes], random: random.Random) -> bytes:
     return chunks
 
 
-def mutants(count: int) -> Iterator[tuple[str, bytes]]:
-    """So many mutants of all sources in turn, each with the name of its kind."""
+def mutants(count: int, first: int) -> Iterator[tuple[int, str, bytes]]:
+    """So many mutants of all sources in turn, each with its number and the name of its kind."""
     whole = sources() | {SERIES: packed(header(PixelData=GREY.tobytes()))}
     made = {"nested": nested, "bomb": bomb, "inside": lambda own: inside(whole, own)}
     names = [*whole, *made]
-    for number in range(count):
+    for number in range(first, first + count):
         name, own = names[number % len(names)], random.Random(number)
-        yield name, made[name](own) if name in made else mutated(whole[name], own)
+        yield number, name, made[name](own) if name in made else mutated(whole[name], own)
 
 
 def outcome(path: Path, frame: int | None = None) -> str:
@@ -336,9 +337,7 @@ def run(count: int, folder: Path, first: int = 0, *, report: bool = False) -> Wa
     for height in (2.5, 5):
         slices = {"ImagePositionPatient": [0, 0, height], "SOPInstanceUID": f"1.2.3.{height}"}
         (series / f"{height}.dcm").write_bytes(packed(header(PixelData=GREY.tobytes(), **slices)))
-    for number, (name, data) in enumerate(mutants(first + count)):
-        if number < first:
-            continue
+    for number, name, data in mutants(count, first):
         path = series if name == SERIES else folder / "mutant"
         (series / "0.dcm" if name == SERIES else path).write_bytes(data)
         watch.take(number, name, partial(outcome, path, 0 if name in OF_FRAMES else None))
