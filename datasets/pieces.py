@@ -21,7 +21,9 @@ from .refusals import MALFORMED
 from .words import LONGEST_TEXT
 
 PIECE_ROWS = 1 << 20
-"""Rows of a piece of a Parquet file."""
+"""Rows of a piece of a Parquet file, at most."""
+PIECE_BYTES = 64 << 20
+"""And bytes, about: rows differ in length, and of a row group only the mean of them is known."""
 _BLOCK_BYTES = 64 << 20
 """Of a piece of a CSV file. A row must lie in one."""
 _DECODED_BYTES = 1 << 20
@@ -129,7 +131,7 @@ def _parquet_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[s
         names = file.schema_arrow.names
         wanted = [name for name in names if columns is None or name in columns]
         yield file.schema_arrow.empty_table().select([k for k, name in enumerate(names) if name in wanted])
-        for batch in file.iter_batches(PIECE_ROWS, columns=wanted):
+        for batch in file.iter_batches(_rows_of_a_piece(path, file, wanted, words), columns=wanted):
             # Indices of dictionaries, ends of texts and UTF-8 are not checked otherwise, and would end the process.
             batch.validate(full=True)
             yield pa.Table.from_batches([batch])
@@ -149,6 +151,58 @@ def _parquet(path: Path, words: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
         if inflated > max(_HARMLESS_BYTES, _MOST_INFLATION * size):
             raise InputError(f"{path} says that its {size} bytes become {inflated}. Write it anew.")
         yield file
+
+
+def _rows_of_a_piece(path: Path, file: pq.ParquetFile, wanted: Sequence[str], words: Sequence[str]) -> int:
+    """How many rows have the bytes of a piece, in the row group of the longest rows."""
+    about, schema = file.metadata, file.schema_arrow
+    texts = [name for name in wanted if name not in words and _is_text(schema.field(name).type)]
+    width = sum(_width(schema.field(name).type) for name in wanted)
+    repeated, most = _repeated_bytes(path, about, texts), 1.0
+    for k, more in enumerate(repeated):
+        group = about.row_group(k)
+        columns = map(group.column, range(group.num_columns))
+        written = sum(one.total_uncompressed_size for one in columns if one.path_in_schema.split(".")[0] in wanted)
+        most = max(most, width + written / max(group.num_rows, 1) + more)
+    return int(min(PIECE_ROWS, max(1, PIECE_BYTES // most)))
+
+
+def _repeated_bytes(path: Path, about: pq.FileMetaData, texts: Sequence[str]) -> list[float]:
+    """Of each row group how many bytes a row may take beside its share of the file.
+
+    A text that a column says again and again stands once in the file, in a dictionary, and in memory in every row.
+    """
+    coded: list[list[str]] = []
+    for group in map(about.row_group, range(about.num_row_groups)):
+        columns = [column for column in map(group.column, range(group.num_columns)) if column.has_dictionary_page]
+        coded.append([column.path_in_schema for column in columns if column.path_in_schema in texts])
+    repeated = [0.0] * len(coded)
+    if not any(coded):
+        return repeated
+    every = sorted(set().union(*coded))
+    with pq.ParquetFile(path, metadata=about, read_dictionary=every, buffer_size=1 << 20, pre_buffer=False) as file:
+        for k, names in enumerate(coded):
+            # With the first row comes the whole dictionary.
+            for batch in file.iter_batches(1, row_groups=[k], columns=names) if names else ():
+                batch.validate(full=True)
+                for known in (column.dictionary for column in batch.columns if pa.types.is_dictionary(column.type)):
+                    longest = pc.max(_lengths(known)).as_py() or 0
+                    repeated[k] += longest - known.nbytes / about.row_group(k).num_rows
+                break
+    return repeated
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bytes of a cell beside its text: a number, or where the text ends."""
+    try:
+        return max(kind.bit_width // 8, 1)
+    except ValueError:
+        return 8
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chiasm.datasets import Cohort, InputError
 from chiasm.datasets.files import read_table
+from chiasm.datasets.pieces import pieces
 
 OUTCOMES = "subject_id,prediction_time,died\n007,2031-05-17 08:00,0\n8,2031-05-17 08:00,1\n"
 LABS = "subject_id,time,code,value,unit\n007,2031-05-17 07:00,NA,140,mmol/L\n007,2031-05-17 06:00,null,7.4,\n"
@@ -105,6 +107,25 @@ def test_a_cell_longer_than_any_note_is_refused_by_its_place(tmp_path, monkeypat
     pq.write_table(static, tmp_path / "static.parquet")
     with pytest.raises(InputError, match=r"static.parquet, data row 3: text has a text of 102 bytes.* remove the row"):
         Cohort.read(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dictionary": False}, {"row_group_size": 700}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+@pytest.mark.parametrize("different", [3, 5000])
+def test_a_piece_of_a_parquet_file_has_few_bytes_however_long_its_texts(
+    tmp_path, monkeypatch, settings, kind, different
+):
+    monkeypatch.setattr("chiasm.datasets.pieces.PIECE_BYTES", 100_000)
+    texts = [f"{k % different:05d}" * 60 for k in range(5000)]
+    path = tmp_path / "notes.parquet"
+    pq.write_table(pa.table({"row": np.arange(5000), "text": pa.array(texts).cast(kind)}), path, **settings)
+    read = list(pieces(path))
+    assert max(piece.cast(pa.schema([("row", pa.int64()), ("text", pa.string())])).nbytes for piece in read) <= 120_000
+    assert len(read) < 100
+    assert pa.concat_tables([piece.select(["row"]) for piece in read])["row"].to_pylist() == list(range(5000))
+    assert [text for piece in read for text in piece["text"].cast(pa.string()).to_pylist()] == texts
 
 
 def test_a_cell_of_a_csv_file_longer_than_any_note_is_refused_by_its_place(tmp_path, monkeypatch):
