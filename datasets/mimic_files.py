@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .words import LONGEST_TEXT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,7 +186,7 @@ class MimicFolder:
         # The engine takes some characters of a path as patterns.
         file = _quoted(glob.escape(str(path)))
         if path.suffix == ".parquet":
-            cast = ", ".join(f'CAST("{name}" AS {kind}) AS "{name}"' for name, kind in types.items())
+            cast = ", ".join(f'{_cell(name, kind)} AS "{name}"' for name, kind in types.items())
             return f"(SELECT {cast} FROM read_parquet({file}))"
         listed = ", ".join(f"{_quoted(name)}: '{types.get(name, 'VARCHAR')}'" for name in names)
         # Nothing is guessed: the columns in their order, their types, and how cells are set apart.
@@ -210,6 +211,17 @@ class MimicFolder:
             raise InputError(_what_is_wrong(str(error), paths, tables)) from None
 
 
+_TOO_LONG = "a text is too long: "
+
+
+def _cell(name: str, kind: str) -> str:
+    """SQL of a Parquet file's cell in its type; the engine ends at a text that is too long, before it is copied out."""
+    cell = f'CAST("{name}" AS {kind})'
+    if kind != "VARCHAR":
+        return cell
+    return f"CASE WHEN strlen({cell}) > {LONGEST_TEXT} THEN error({_quoted(_TOO_LONG + name)}) ELSE {cell} END"
+
+
 def _share(batch: pa.RecordBatch) -> float:
     """How far a table is read, about: it is published by patient, whose numbers go from 10 to 20 million."""
     if "subject_id" not in batch.schema.names or not batch.num_rows:
@@ -221,6 +233,10 @@ def _what_is_wrong(told: str, paths: list[Path], tables: tuple[str, ...]) -> str
     """An engine's error text as a message of ours."""
     named = [path for path in paths if str(path) in told or glob.escape(str(path)) in told] or paths
     where = " or ".join(map(str, named))
+    _, too_long, rest = told.partition(_TOO_LONG)
+    if too_long:
+        column = re.match(r"\w+", rest)[0]
+        return f"{where}: {column} has a text of more than {LONGEST_TEXT >> 20} MiB. Restore the published table."
     line, column = _LINE.search(told), _COLUMN.search(told)
     if line is None:
         return f"{where} cannot be read: it is damaged or cut short. Compare it with SHA256SUMS.txt and bring it anew."

@@ -86,7 +86,7 @@ def name_concepts(engine: Engine, table: Table | None) -> None:
         symbol = f"CASE WHEN {table.cell('vocabulary_id')} = 'UCUM' THEN {table.cell('concept_code')} END"
         columns = whole_cells(table, "concept_id", "concept_name") | {"symbol": symbol}
         ours = "concept_id IN (SELECT concept_id FROM used)"
-        engine.take("concepts", RowQuery(table, columns, wrong_cells(table, ["concept_id"]), (), ours))
+        engine.take("concepts", RowQuery(table, columns, wrong_cells(table, ["concept_id", "concept_name"]), (), ours))
     engine.run(
         """
         CREATE TABLE named AS

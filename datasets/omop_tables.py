@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from .errors import InputError
 from .tables import LARGEST_LAB_VALUE
+from .words import LONGEST_TEXT
 
 Role = Literal["whole", "number", "words", "time"]
 
@@ -195,7 +196,7 @@ _MOMENT = r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}(:?\d{
 _ZONED = r"\d{4}-\d{2}-\d{2}[T ].*(Z|[+-]\d{2}(:?\d{2})?)"
 MACROS = rf"""
 CREATE MACRO blank(cell) AS cell IS NULL OR trim(CAST(cell AS VARCHAR), E' \t\r\n') IN ('', 'nan', 'NaN', 'NAN');
-CREATE MACRO words(cell) AS CASE WHEN trim(cell, E' \t\r\n') <> '' THEN cell END;
+CREATE MACRO words(cell) AS CASE WHEN strlen(cell) <= {LONGEST_TEXT} AND trim(cell, E' \t\r\n') <> '' THEN cell END;
 CREATE MACRO whole(cell) AS CASE WHEN regexp_full_match(trim(cell), '[+-]?\d{{1,18}}(\.0*)?')
     THEN TRY_CAST(regexp_extract(trim(cell), '[+-]?\d+') AS BIGINT) END;
 CREATE MACRO whole_real(cell) AS CASE WHEN cell = trunc(cell) AND abs(cell) < 9007199254740992
@@ -235,6 +236,10 @@ def wrong_cells(table: Table, columns: Sequence[str]) -> list[Wrong]:
             impossible = f"NOT (abs({number}) <= {LARGEST_LAB_VALUE})"
             why = f"{column} is infinite or beyond ±{LARGEST_LAB_VALUE:.0e}, which no laboratory reports"
             wrongs.append(Wrong(impossible, why, "Correct the value or its unit"))
+        elif role == "words" and table.kinds.get(column) == "text":
+            # Here, in the engine, and not where it has been copied out of it.
+            too_long = f"strlen({quoted(column)}) > {LONGEST_TEXT}"
+            wrongs.append(Wrong(too_long, f"{column} has more than {LONGEST_TEXT >> 20} MiB", "Divide it into rows"))
         elif role == "time":
             remedy = "Write times as 2031-05-17 08:30:00 (ISO 8601)"
             wrongs.append(Wrong(f"{filled} AND {table.cell(column)} IS NULL", f"{column} is not a time", remedy))

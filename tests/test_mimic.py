@@ -10,6 +10,7 @@ from chiasm.datasets import InputError
 from chiasm.datasets.mimic import CHARTED, PHENOTYPES, cxr_splits, read_mimic
 from chiasm.datasets.mimic_files import MimicFolder
 from chiasm.datasets.mimic_phenotypes import phenotypes_of
+from chiasm.datasets.words import LONGEST_TEXT
 from chiasm.fusion import fit, predict
 from chiasm.recipes.recipe import load_recipe
 from sklearn.metrics import roc_auc_score
@@ -545,6 +546,15 @@ def test_a_parquet_file_whose_times_are_none_is_named(one):
     with pytest.raises(InputError, match=r"labevents\.parquet cannot be read") as told:
         read_mimic(one.folder)
     assert "Jane" not in str(told.value)
+
+
+def test_a_note_of_a_parquet_file_that_is_longer_than_any_is_named(one):
+    one.note("radiology", 10000032, 20000001, "2150-01-01 08:00", "2150-01-01 09:00", "x" * (LONGEST_TEXT + 1))
+    one.write()
+    one.write_table("radiology", ".parquet")
+    with pytest.raises(InputError, match=r"radiology\.parquet: text has a text of more than 16 MiB. Restore") as told:
+        read_mimic(one.folder)
+    assert "xxx" not in str(told.value)
 
 
 def test_an_infinite_result_is_refused_as_in_every_cohort(one):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from chiasm.datasets import InputError, omop_database, omop_files
 from chiasm.datasets.omop import read_omop
+from chiasm.datasets.words import LONGEST_TEXT
 
 from .omop_hospital import (
     diagnosed,
@@ -546,6 +547,7 @@ BAD_ROWS = {
         "condition_occurrence",
         diagnosed(90, 1, "2019-01-02") | {"condition_start_date": "2019"},
     ),
+    "note_text has more than 16 MiB": ("note", noted(90, 1, "2020-01-02", "x" * (LONGEST_TEXT + 1))),
     "note_text is blank": ("note", noted(90, 1, "2020-01-02", " ")),
     "image_occurrence_date is blank": ("image_occurrence", imaged(90, 1, None, "/archive/c.dcm")),
     "visit_start_date is blank": ("visit_occurrence", visit(90, 1, None, "2020-01-02")),
@@ -892,6 +894,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_written_file(sqlite, tmp_path, 
 
 EXAMPLE = """
 from chiasm.datasets.omop import read_omop
+from chiasm.datasets.words import LONGEST_TEXT
 
 cohort = read_omop("omop/", task="mortality", after=48)  # death in hospital, asked 48 h after admission
 cohort = read_omop("postgresql+psycopg://me@host/omop", cache="omop-cache/")  # kept, so that a reading cut off goes on
