@@ -7,8 +7,11 @@ dictionaries) between devices, and does not look inside dataclasses.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -70,3 +73,46 @@ class Batch(NamedTuple):
     outcomes: Float[Tensor, "patient outcome"]
     """0/1, class number or value; 0 where unknown."""
     known: Bool[Tensor, "patient outcome"]
+
+    def __reduce__(self) -> tuple:
+        """Pickled as one tensor: what a loader's worker sends costs a file a tensor, which is more than its bytes."""
+        tensors = [self.sample, self.outcomes, self.known, *chain.from_iterable(self.parts.values())]
+        if any(tensor.device.type != "cpu" for tensor in tensors):
+            return Batch, tuple(self)
+        return _taken_apart, ({name: type(part) for name, part in self.parts.items()}, *_laid_together(tensors))
+
+
+# Bytes; a tensor begins where any type of number may.
+_ALIGNED = 16
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in a longer one of bytes."""
+
+    first: int
+    kind: torch.dtype
+    shape: tuple[int, ...]
+
+
+def _laid_together(tensors: Sequence[Tensor]) -> tuple[Tensor, list[_Place]]:
+    """One tensor of the bytes of many, and where each of them lies in it."""
+    places, end = [], 0
+    for tensor in tensors:
+        places.append(_Place(end, tensor.dtype, tuple(tensor.shape)))
+        end += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+    together = torch.empty(end, dtype=torch.uint8)
+    for tensor, place in zip(tensors, places, strict=True):
+        _view(together, place).copy_(tensor)
+    return together, places
+
+
+def _view(together: Tensor, place: _Place) -> Tensor:
+    count = place.kind.itemsize * torch.Size(place.shape).numel()
+    return together[place.first : place.first + count].view(place.kind).view(place.shape)
+
+
+def _taken_apart(kinds: Mapping[str, type[Part]], together: Tensor, places: Sequence[_Place]) -> Batch:
+    sample, outcomes, known, *rest = (_view(together, place) for place in places)
+    columns = iter(rest)
+    parts = {name: kind(*(next(columns) for _ in kind._fields)) for name, kind in kinds.items()}
+    return Batch(sample, parts, outcomes, known)

@@ -1,7 +1,9 @@
 """The store: what is decoded once is never decoded again, and nothing half-written is ever read."""
 
+import copy
 import errno
 import importlib.util
+import itertools
 import json
 import os
 import pickle
@@ -23,6 +25,7 @@ from chiasm.datasets import disk as disk_module
 from chiasm.datasets import note_reader as note_reader_module
 from chiasm.datasets import shelf as shelf_module
 from chiasm.datasets import store as store_module
+from chiasm.datasets.batch import Batch
 from chiasm.datasets.image_reader import ImageReader
 from chiasm.datasets.lab_reader import LabReader
 from chiasm.datasets.mapped import MappedArray, map_array, write_array
@@ -248,6 +251,7 @@ def test_what_was_made_before_a_change_is_still_there(whole, tmp_path, decoded):
 CHILD = """
 import sys, time
 from chiasm.datasets import Cohort
+from chiasm.datasets.batch import Batch
 from chiasm.datasets.image_reader import ImageReader
 from chiasm.datasets.prepared import prepare
 import pandas as pd
@@ -537,6 +541,7 @@ import sys
 import joblib, pandas as pd, ray
 from ray.util.joblib import register_ray
 from chiasm.datasets import Cohort
+from chiasm.datasets.batch import Batch
 from chiasm.datasets.image_reader import ImageReader
 from chiasm.datasets.prepared import prepare
 
@@ -591,6 +596,29 @@ def test_a_loader_of_two_processes_gives_the_same_batches_and_they_carry_no_copy
         assert torch.equal(batch.sample, expected.sample)
         for name, part in expected.parts.items():
             assert all(torch.equal(one, other) for one, other in zip(part, batch.parts[name], strict=True))
+
+
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    return [batch.sample, batch.outcomes, batch.known, *itertools.chain(*batch.parts.values())]
+
+
+def test_a_batch_is_pickled_as_one_tensor_whatever_it_holds(whole):
+    samples = prepare(whole, readers(whole), whole.outcome_kinds)
+    bare = samples[np.flatnonzero(samples.empty)]
+    for batch in (samples[np.arange(len(samples))], samples[[3]], bare):
+        assert sum(isinstance(own, torch.Tensor) for own in batch.__reduce__()[1]) == 1
+        for again in (pickle.loads(pickle.dumps(batch)), copy.deepcopy(batch)):
+            assert type(again) is type(batch)
+            assert [*again.parts] == [*batch.parts]
+            for tensor, expected in zip(tensors_of(again), tensors_of(batch), strict=True):
+                assert (tensor.dtype, tensor.shape) == (expected.dtype, expected.shape)
+                assert torch.equal(tensor, expected)
+
+
+def test_a_batch_of_another_device_is_pickled_tensor_by_tensor(whole):
+    batch = prepare(whole, readers(whole), whole.outcome_kinds)[[1, 2]]
+    elsewhere = batch._replace(known=batch.known.to("meta"))
+    assert elsewhere.__reduce__() == (type(batch), tuple(elsewhere))
 
 
 def test_a_mapped_array_is_pickled_as_its_file_and_what_is_cut_out_of_it_as_numbers(tmp_path):
