@@ -1,7 +1,7 @@
 """Runs that are killed at random times, each gone on with to the weights of one that was not.
 
-By hand: `python -m tests.crashes --kills 200 --pairs 50`. It prints what it finds as it goes, and ends with exit code 1
-where a run was lost.
+By hand: `python -m tests.crashes --kills 200 --pairs 50 --sharded 10`. It prints what it finds as it goes, and ends
+with exit code 1 where a run was lost.
 """
 
 import argparse
@@ -26,12 +26,12 @@ _PATIENCE = 120.0
 """Seconds after which a run counts as hanging."""
 
 
-def train_run(data: Path, folder: Path, timeout: float = 30) -> None:
+def train_run(data: Path, folder: Path, timeout: float = 30, sharded: bool = False) -> None:
     """What `chiasm train demo` does, with a checkpoint after every update."""
     from chiasm.recipes.recipe import load_recipe
     from chiasm.recipes.runs import Run
 
-    keeping = {"save_every": 0, "timeout": timeout, "progress": False}
+    keeping = {"save_every": 0, "timeout": timeout, "sharded": sharded, "progress": False}
     Run(load_recipe("demo", SETTINGS), folder, keeping).train(data, say=lambda _: None)
 
 
@@ -52,10 +52,11 @@ class Campaign:
     Args:
         folder: an empty one.
         processes: that train together.
+        sharded: whether weights are divided among them.
     """
 
-    def __init__(self, folder: Path, *, processes: int = 1) -> None:
-        self.folder, self.processes, self.number = folder, processes, 0
+    def __init__(self, folder: Path, *, processes: int = 1, sharded: bool = False) -> None:
+        self.folder, self.processes, self.sharded, self.number = folder, processes, sharded, 0
         self.data = folder / "hospital"
         write_hospital(self.data, patients=40, seed=3, image_size=64)
         # The server of processes starts with the first one.
@@ -70,7 +71,7 @@ class Campaign:
 
     def begin(self, run: Path) -> list[BaseProcess]:
         said = run.with_name(f"{run.name}-said")
-        return start(train_run, self.data, run, processes=self.processes, said=said)
+        return start(train_run, self.data, run, 30, self.sharded, processes=self.processes, said=said)
 
     def said(self, run: Path) -> str:
         """What the processes of a run wrote to standard error last."""
@@ -167,23 +168,27 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--kills", type=int, default=200, help="in all")
     asked.add_argument("--pairs", type=int, default=50, help="of these, with two processes")
+    asked.add_argument("--sharded", type=int, default=10, help="kills of two processes with divided weights, besides")
     asked.add_argument("--others", type=int, default=20, help="of SIGTERM, and of each kind of bad disk (as root)")
     asked.add_argument("--seed", type=int, default=0)
     given = asked.parse_args()
     chance, tried, lost = random.Random(given.seed), 0, 0
-    for processes, kills in ((1, given.kills - given.pairs), (2, given.pairs)):
+    kinds = {
+        "1 process": ({}, given.kills - given.pairs, given.others),
+        "2 processes": ({"processes": 2}, given.pairs, 0),
+        "2 processes with divided weights": ({"processes": 2, "sharded": True}, given.sharded, 0),
+    }
+    for kind, (made, kills, others) in kinds.items():
+        if not kills + others:
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            campaign = Campaign(Path(folder), processes=processes)
-            print(f"{processes} process(es): a run takes {campaign.seconds:.1f} s", flush=True)
-            trials = _trials(campaign, chance, kills, given.others if processes == 1 else 0)
-            for name, (count, trial) in trials.items():
+            campaign = Campaign(Path(folder), **made)
+            print(f"{kind}: a run takes {campaign.seconds:.1f} s", flush=True)
+            for name, (count, trial) in _trials(campaign, chance, kills, others).items():
                 for number in range(count):
                     wrong = trial()
                     tried, lost = tried + 1, lost + bool(wrong)
-                    print(
-                        f"{processes} process(es), {name} {number + 1} of {count}: {wrong or 'gone on with'}",
-                        flush=True,
-                    )
+                    print(f"{kind}, {name} {number + 1} of {count}: {wrong or 'gone on with'}", flush=True)
     print(f"{tried - lost} of {tried} runs ended with the weights of one that nothing disturbed")
     sys.exit(lost > 0)
 
