@@ -1,16 +1,19 @@
 """Images that stand for more than one patient: the same file, or the same picture encoded anew, resized,
-mirrored, rotated, inverted or of other contrast."""
+cropped, turned, mirrored, inverted or of other contrast."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 
+from .audit_copies import same_pictures
 from .audit_findings import MANY, Finding, Material, Place, Shared, counted, linked, row_groups, single_rows
+from .audit_overlay import DETAIL, GRID, blurred
 from .cohort import Cohort
 from .errors import UnreadableImageError
 from .fingerprints import file_content
@@ -18,52 +21,11 @@ from .parallel import in_parallel
 from .pixels import LIMIT_BYTES, read_image
 from .volumes import Volume
 
-GRID = 64
-"""Side in pixels of the square that every image is averaged down to, whatever its proportions."""
-
-KEPT = 32
-"""Frequencies kept along each side of its cosine transform."""
-
-DETAIL = 8
-"""Two images are compared by their frequencies (sum of both directions) from here on: the coarser ones
-are alike in all chests. 64 grid cells across the image, so structures below about an eighth of it."""
-
-SAME_DETAIL = 0.93
-"""Correlation of detail from which two images are one picture.
-
-Measured on 299 chest images of the COVID-19 collection (44,551 pairs; with several images of one patient
-and neighbouring CT slices among them): the most alike of different files reach 0.87, half of them
-pairs of one patient. The same file through JPEG of quality 30, half or 1.5 times the size,
-gamma 0.7 to 1.4, contrast 0.7 to 1.3, or 3 % noise stays above 0.95. A margin of 2 % cut off
-brings it down to 0.6: crops are not found."""
-
-CLOSER = 0.1
-"""And their distance (1 - correlation) is at most this share of that to the tenth nearest image of other
-patients, in the middle of the cohort: where images are alike by the protocol (one view of one phantom,
-taken again and again), a copy is still far more alike than they."""
-
-_NEIGHBOUR, _ASKED = 10, 256
-
-# Bits above the cohort's median of these frequencies (6 <= sum < 16: 115 of them) find candidates: in
-# 32 tables, those that agree in 20 drawn bits. A copy differs in 1 % of its bits (JPEG, size) to 5 %
-# (gamma): it is missed by all tables with a chance below 1e-5. Different chests agree in a table with a
-# chance of 1e-5 each, so 100,000 images give some million candidates, not 5 thousand million.
-_CODED = (6, 16)
-_TABLES, _BITS = 32, 20
-# Of the 115 bits, so many may differ before the details are compared: a third more than in any copy measured.
-_DIFFERING = 20
-# In one table an image is compared with at most so many of its bucket, or a series of one phantom
-# would cost the square of its length.
-_BUCKET = 64
-_PAIRS_AT_ONCE = 8192
-
 _BLANK = 1 / 255
 """Standard deviation of the grid below which an image is blank: one step of 8 bits."""
 
-_SUM = np.add.outer(np.arange(KEPT), np.arange(KEPT))
-_ANGLE = np.pi * np.outer(np.arange(KEPT), 2 * np.arange(GRID) + 1) / (2 * GRID)
-# The first rows of the orthonormal cosine transform (DCT-II).
-_COSINES = np.sqrt(2 / GRID) * np.cos(_ANGLE) * np.where(np.arange(KEPT) == 0, np.sqrt(0.5), 1)[:, None]
+_COPIED = 1024
+"""Longest side in pixels that a copy is made of."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +37,8 @@ class Look:
     """SHA-256 of its bytes."""
     shape: str = ""
     """Height x width in pixels."""
-    spectrum: np.ndarray | None = None
-    """float16 `[frequency down, frequency across]`, detail of length 1; None where it has no detail."""
+    cells: np.ndarray | None = None
+    """uint8 `[grid, grid]` from its darkest to its brightest; None where it has no detail."""
     blank: bool = False
     reason: str | None = None
     """Why it cannot be read."""
@@ -107,115 +69,54 @@ def _looks(paths: list[str]) -> list[Look]:
 
 def _look(path: str) -> Look:
     try:
-        digest, image = file_content(path, LIMIT_BYTES), read_image(path)
+        digest, plane = file_content(path, LIMIT_BYTES), _plane(path)
     except UnreadableImageError as error:
         return Look(path, reason=str(error))
-    # Of a volume, the slice in the middle; colours as their mean.
-    plane = image.pixels[len(image.pixels) // 2] if isinstance(image, Volume) else image.pixels.mean(axis=0)
     shape = " x ".join(map(str, plane.shape))
     cells = _grid(plane)
     if cells.std() < _BLANK:
         return Look(path, digest, shape, blank=True)
-    spectrum = _COSINES @ cells @ _COSINES.T
-    length = np.linalg.norm(spectrum[_SUM >= DETAIL])
-    if length / GRID < _BLANK / 2:
+    if np.abs(cells - blurred(cells, DETAIL)).mean() < _BLANK / 8:
         return Look(path, digest, shape)
-    return Look(path, digest, shape, (spectrum / length).clip(-1e4, 1e4).astype(np.float16))
+    return Look(path, digest, shape, _stretched(cells))
+
+
+def _plane(path: str) -> Float[np.ndarray, "height width"]:
+    """What is looked at of a file: of a volume, the slice in the middle; colours as their mean."""
+    image = read_image(path)
+    return image.pixels[len(image.pixels) // 2] if isinstance(image, Volume) else image.pixels.mean(axis=0)
+
+
+def _stretched(cells: np.ndarray) -> UInt8[np.ndarray, "grid grid"]:
+    low, high = cells.min(), cells.max()
+    return np.rint((cells - low) / (high - low) * 255).astype(np.uint8)
 
 
 def _grid(plane: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "grid grid"]:
     from PIL import Image
 
-    shrinks = min(plane.shape) >= GRID
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((GRID, GRID), method), np.float64)
+    # Of what is finer than a cell nothing must be left, or it comes out otherwise in each crop.
+    sharp = min(plane.shape) >= GRID
+    method = Image.Resampling.BICUBIC if sharp else Image.Resampling.BILINEAR
+    image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(image.resize((GRID, GRID), method, reducing_gap=3.0), np.float64)
 
 
-# Candidates and their comparison
+def _copied(path: str) -> UInt8[np.ndarray, "grid grid"]:
+    """What a copy of an image looks like that was cropped, turned, made smaller and compressed."""
+    from PIL import Image
 
-
-def _turned(transposed: bool, down: bool, across: bool, inverted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """An image turned and mirrored, as places and signs of its frequencies: `spectrum[place] * sign`."""
-    place = np.arange(KEPT * KEPT).reshape(KEPT, KEPT)
-    place = place.T if transposed else place
-    parity = (-1.0) ** np.arange(KEPT)
-    sign = np.outer(parity if down else parity**0, parity if across else parity**0) * (-1 if inverted else 1)
-    return place.ravel(), sign.ravel().astype(np.float32)
-
-
-_TURNS = [_turned(bool(k & 1), bool(k & 2), bool(k & 4), inverted) for inverted in (False, True) for k in range(8)]
-"""As it is first; then mirrored, rotated by quarters, and all of it again with black and white exchanged."""
-
-
-def same_pictures(
-    spectra: Float[np.ndarray, "image down across"], patient: Int[np.ndarray, " image"]
-) -> Int[np.ndarray, "pair two"]:
-    """Pairs of images of different patients that are one picture, each once, in ascending order.
-
-    Args:
-        spectra: as in `Look`.
-        patient: of each image.
-    """
-    count = len(spectra)
-    flat = spectra.reshape(count, -1)
-    detail, coded = (
-        np.flatnonzero(rows.ravel()) for rows in (_SUM >= DETAIL, (_CODED[0] <= _SUM) & (_CODED[1] > _SUM))
-    )
-    median = np.median(flat[:, coded].astype(np.float32), axis=0) if count else np.zeros(len(coded))
-    generator = np.random.default_rng(0)
-    tables = [generator.choice(len(coded), _BITS, replace=False) for _ in range(_TABLES)]
-    powers = 1 << np.arange(_BITS)
-    bits = flat[:, coded] > median
-    words = _words(bits)
-    buckets = []
-    for table in tables:
-        key = bits[:, table] @ powers
-        order = np.argsort(key, kind="stable")
-        buckets.append((key[order], order))
-    limit = _limit(flat[:, detail], patient)
-    found = [np.zeros((0, 2), np.int64)]
-    for place, sign in _TURNS:
-        turned_bits = flat[:, place[coded]] * sign[coded] > median
-        turned_words = _words(turned_bits)
-        for (key, order), table in zip(buckets, tables, strict=True):
-            pairs = _met(key, order, turned_bits[:, table] @ powers)
-            pairs = pairs[patient[pairs[:, 0]] != patient[pairs[:, 1]]]
-            differing = np.bitwise_count(words[pairs[:, 0]] ^ turned_words[pairs[:, 1]]).sum(axis=1)
-            pairs = pairs[differing <= _DIFFERING]
-            for first in range(0, len(pairs), _PAIRS_AT_ONCE):
-                some = pairs[first : first + _PAIRS_AT_ONCE]
-                left = flat[some[:, :1], detail].astype(np.float32)
-                right = flat[some[:, 1:], place[detail]] * sign[detail]
-                found.append(some[np.einsum("pf,pf->p", left, right) >= limit])
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
-
-
-def _limit(detail: np.ndarray, patient: np.ndarray) -> float:
-    """The correlation from which two images of this cohort are one picture."""
-    asked = np.unique(np.linspace(0, len(detail) - 1, _ASKED).astype(int)) if len(detail) else []
-    ordinary = []
-    for one in asked:
-        others = detail[patient != patient[one]]
-        if len(others) >= 2 * _NEIGHBOUR:
-            likeness = others @ detail[one].astype(np.float32)
-            ordinary.append(1 - np.partition(likeness, -_NEIGHBOUR)[-_NEIGHBOUR])
-    if not ordinary:
-        return SAME_DETAIL
-    return 1 - min(1 - SAME_DETAIL, CLOSER * max(float(np.median(ordinary)), 0.0))
-
-
-def _words(bits: np.ndarray) -> np.ndarray:
-    """uint64 `[image, word]`: bits packed, to be compared many at once."""
-    packed = np.packbits(bits, axis=1)
-    return np.ascontiguousarray(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8)))).view(np.uint64)
-
-
-def _met(key: np.ndarray, order: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """int64 `[pair, 2]`: images whose key (sorted, with the image of each in `order`) another's question equals."""
-    low, high = np.searchsorted(key, asked, "left"), np.searchsorted(key, asked, "right")
-    counts = np.minimum(high - low, _BUCKET)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.stack([order[np.repeat(low, counts) + within], np.repeat(np.arange(len(asked)), counts)], axis=1)
+    plane = _plane(path)
+    low, high = plane.min(), plane.max()
+    image = Image.fromarray(np.rint((plane - low) / (high - low) * 255).astype(np.uint8))
+    image.thumbnail((_COPIED, _COPIED), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    wide, high = image.size
+    image = image.rotate(3, Image.Resampling.BICUBIC)
+    image = image.crop((round(0.03 * wide), round(0.02 * high), round(0.98 * wide), round(0.97 * high)))
+    image = image.resize((round(0.8 * wide), round(0.8 * high)), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "jpeg", quality=60)
+    return _stretched(_grid(np.asarray(Image.open(file), np.float32)))
 
 
 # Findings
@@ -242,7 +143,7 @@ def check_images(material: Material) -> Iterator[Finding]:
             len(groups),
             Place("images", "path", row_groups(groups), parts),
             f"{counted(len(groups), 'picture stands', 'pictures stand')} for more than one patient, alike but for "
-            "encoding, size, orientation or contrast.",
+            "encoding, size, a crop, orientation or contrast.",
             _ONE_PATIENT,
         )
     own = pd.DataFrame(
@@ -307,12 +208,13 @@ def shared_pictures(pictures: Pictures) -> tuple[list[Shared], list[Shared]]:
     ]
     # One of the files of the same bytes stands for all.
     first = rows.drop_duplicates("content")
-    first = first[[pictures.looks[pictures.look[row]].spectrum is not None for row in first["row"]]]
+    first = first[[pictures.looks[pictures.look[row]].cells is not None for row in first["row"]]]
     if len(first) < 2:
         return identical, []
-    spectra = np.stack([pictures.looks[pictures.look[row]].spectrum for row in first["row"]])
+    cells = np.stack([pictures.looks[pictures.look[row]].cells for row in first["row"]])
     near = []
-    for group in linked(same_pictures(spectra, first["patient"].to_numpy())):
+    paths = [pictures.looks[pictures.look[row]].path for row in first["row"]]
+    for group in linked(same_pictures(cells, first["patient"].to_numpy(), lambda one: _copied(paths[one]))):
         members = rows[rows["content"].isin(first["content"].to_numpy()[group])]
         near.append(Shared(np.unique(members["patient"]), members["row"].to_numpy()))
     return identical, near

@@ -109,6 +109,21 @@ def negative_turned_image(own: Scene, folder: Path) -> None:
     changed_image(own, folder, lambda path, target: ImageOps.invert(Image.open(path).rotate(90)).save(target), "png")
 
 
+def cropped_image(own: Scene, folder: Path) -> None:
+    crop = lambda path: Image.open(path).crop((1, 2, 94, 95))  # noqa: E731
+    changed_image(own, folder, lambda path, target: crop(path).save(target), "png")
+
+
+def turned_image(own: Scene, folder: Path) -> None:
+    turn = lambda path: Image.open(path).rotate(2, Image.Resampling.BICUBIC)  # noqa: E731
+    changed_image(own, folder, lambda path, target: turn(path).save(target), "png")
+
+
+def cropped_turned_mirrored_image(own: Scene, folder: Path) -> None:
+    turn = lambda path: ImageOps.mirror(Image.open(path)).rotate(-3, Image.Resampling.BICUBIC)  # noqa: E731
+    changed_image(own, folder, lambda path, target: turn(path).crop((2, 1, 95, 93)).save(target, quality=80), "jpg")
+
+
 def changed_image(own: Scene, folder: Path, change: Callable[[Path, Path], object], ending: str) -> None:
     one, other = own.pair("images")
     images = own["images"]
@@ -337,6 +352,9 @@ PLANTED = {
     resized_image: ("near-identical images", "invalidates", ("images",)),
     mirrored_image: ("near-identical images", "invalidates", ("images",)),
     contrasted_image: ("near-identical images", "invalidates", ("images",)),
+    cropped_image: ("near-identical images", "invalidates", ("images",)),
+    turned_image: ("near-identical images", "invalidates", ("images",)),
+    cropped_turned_mirrored_image: ("near-identical images", "invalidates", ("images",)),
     negative_turned_image: ("near-identical images", "invalidates", ("images",)),
     study_of_two: ("studies of two patients", "invalidates", ("images",)),
     dicom_of_another: ("patients of DICOM headers", "invalidates", ("images",)),
@@ -383,6 +401,8 @@ LISTED = {
     "re-encoded images": reencoded_image,
     "rescaled images": resized_image,
     "flipped images": mirrored_image,
+    "cropped images": cropped_image,
+    "turned images": turned_image,
     "identical notes": identical_note,
     "anything after the prediction time": after_the_prediction,
     "outcome words in notes": told_in_notes,
