@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 GRID = 64
 """Side in pixels of the square that every image is averaged down to, whatever its proportions."""
@@ -33,7 +36,8 @@ _STILL = 0.02 * 2 / GRID
 def _blur(width: float) -> Float[np.ndarray, "grid grid"]:
     """A Gaussian blur along one side, as a matrix; weights at the border add up to 1, too."""
     apart = np.subtract.outer(np.arange(GRID), np.arange(GRID)) / width
-    weights = np.exp(-0.5 * apart**2)
+    # Without the smallest, whose products with others are numbers that processors are slow at.
+    weights = np.where(np.abs(apart) < 5, np.exp(-0.5 * apart**2), 0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -44,6 +48,8 @@ _SIDE = GRID - 2 * MARGIN
 _LINE = (((np.arange(GRID) + 0.5) / GRID * 2 - 1)[_INNER]).astype(np.float32)
 _X, _Y = np.meshgrid(_LINE, _LINE)
 _CORNERS = np.array([[x, y, 1] for x in _LINE[[0, -1]] for y in _LINE[[0, -1]]])
+# PIL.Image.Transform.AFFINE; Pillow is not imported with this module.
+_AFFINE = 0
 _STAYS = np.array([[1, 0, 0], [0, 1, 0]], np.float64)
 
 
@@ -115,10 +121,12 @@ def overlaid(moving: Layers, fixed: Layers, on: tuple[Ground, ...]) -> float:
     Source: Baker and Matthews 2004, section 3.2. Unlike there the moved picture is scaled at each step, as two
     exposures differ, and a margin is left out.
     """
+    from PIL import Image
+
     place = _STAYS
     for (_, steps), shapes, ground in zip(_LEVELS, moving.shapes, on, strict=True):
         place = _fitted(shapes, ground, place, steps)
-    own, inside = _moved(moving.detail, place, sharp=True), _inside(place)
+    own, inside = _moved(Image.fromarray(moving.detail), place, Image.Resampling.BICUBIC), _inside(place)
     if inside.mean() < LEAST_OVERLAP:
         return 0.0
     own, other = own[inside], fixed.detail[_INNER, _INNER].ravel()[inside]
@@ -128,8 +136,11 @@ def overlaid(moving: Layers, fixed: Layers, on: tuple[Ground, ...]) -> float:
 
 def _fitted(shapes: np.ndarray, ground: Ground, place: np.ndarray, steps: int) -> np.ndarray:
     """The map after some more steps."""
+    from PIL import Image
+
+    image = Image.fromarray(shapes)
     for _ in range(steps):
-        moved = _moved(shapes, place)
+        moved = _moved(image, place, Image.Resampling.BILINEAR)
         gain = (moved @ ground.shapes) / max(moved @ moved, 1e-9)
         apart = gain * moved - ground.shapes * _inside(place)
         change = np.linalg.solve(ground.curvature, ground.slopes @ apart).reshape(2, 3)
@@ -148,18 +159,13 @@ def _after(place: np.ndarray, change: np.ndarray) -> np.ndarray:
     return np.column_stack([turned, place[:, 2] - turned @ change[:, 2]])
 
 
-def _moved(picture: np.ndarray, place: np.ndarray, *, sharp: bool = False) -> np.ndarray:
+def _moved(image: Image.Image, place: np.ndarray, between: Image.Resampling) -> np.ndarray:
     """float32 `[pixel]`: the picture read at `place` of every pixel but the margin, 0 outside."""
-    from PIL import Image
-
-    between = Image.Resampling.BICUBIC if sharp else Image.Resampling.BILINEAR
-
     half = GRID / 2
     (xx, xy, x), (yx, yy, y) = place.tolist()
     # Pillow counts in pixels from the corner, here that of what is compared.
     right, down = half * (1 + x - xx - xy) + MARGIN * (xx + xy), half * (1 + y - yx - yy) + MARGIN * (yx + yy)
-    given, image = (xx, xy, right, yx, yy, down), Image.fromarray(picture)
-    moved = image.transform((_SIDE, _SIDE), Image.Transform.AFFINE, given, between)
+    moved = image.transform((_SIDE, _SIDE), _AFFINE, (xx, xy, right, yx, yy, down), between)
     return np.asarray(moved).ravel()
 
 
