@@ -143,6 +143,8 @@ class NoteEncoder(nn.Module):
         if limit < 8:
             raise InputError(f"The model takes {limit} tokens at once, too few to read notes. Give another model.")
         self.transformer, self.width = transformer, transformer.config.hidden_size
+        # Only what generates text has something to cache, and asking for it is warned of in recomputing.
+        transformer.config.use_cache = False
         self.tuning.prepare(transformer)
         self.train(self.training)
         self.reader.length = min(self.length, limit)
@@ -157,9 +159,10 @@ class NoteEncoder(nn.Module):
         return {"settings": settings, "model": self.model, "reader": self.reader.state(), "config": self._told_config()}
 
     def _told_config(self) -> dict[str, object]:
-        """The network's config as plain JSON values, without where it came from."""
+        """The network's config as plain JSON values, without where it came from and what `_take` sets."""
         config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
-        config.pop("_name_or_path", None)
+        for name in ("_name_or_path", "use_cache"):
+            config.pop(name, None)
         return config
 
     def rebuild(self, description: Mapping[str, object]) -> None:

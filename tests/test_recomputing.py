@@ -42,6 +42,19 @@ def test_training_is_the_same_to_the_last_bit_also_with_dropout_and_batch_norms(
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
+def test_a_transformer_that_computes_again_warns_of_nothing_that_it_would_cache(halves, deep, caplog):
+    from transformers.utils import logging
+
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        # What was warned of once in a program is not said again.
+        type(logging.get_logger()).warning_once.cache_clear()
+        fit(deep(), *halves, epochs=1, recompute=True, **SHORT)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    assert not caplog.records
+
+
 def kept(model: FusionModel, batch: object, *, network: str) -> int:
     """Bytes that one network keeps for the gradient."""
     sizes = []
