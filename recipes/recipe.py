@@ -41,7 +41,7 @@ are few, `VARIANTS` and `sources`, which are scored by cross-validation with the
 `repeats`."""
 _OF_A_RECIPE = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError),
-    *(RuntimeError, TypeError, ValueError),
+    *(RuntimeError, SystemExit, TypeError, ValueError),
 )
 """What a user's own file raises while it is read."""
 _WHOLE = {

@@ -175,6 +175,7 @@ def test_a_recipe_that_lacks_a_part_is_refused_with_what_it_needs(tmp_path):
 @pytest.mark.parametrize(
     ("code", "told"),
     [
+        ("import sys\n\nsys.exit(0)", r"own\.py cannot be run, line 3: SystemExit: 0\. Mend"),
         ("import sys\n\nimport a_package_of_mine", r"own\.py cannot be run, line 3: ModuleNotFoundError: No module"),
         (
             "def f():\n    return 1 / 0\n\n\nf()",

@@ -365,6 +365,11 @@ BROKEN = {
     "two parts": ("(0.5, 0.25, 0.25)", "(0.5, 0.5)", "gives 2 parts; expected training, validation and held-out"),
     "no parts": ("    return cohort.split(", "    cohort.split(", "divide of the recipe .* gives a NoneType"),
     "model raises": ("    labs = LabEncoder(8", "    1 / 0\n    labs = LabEncoder(8", "line 37: ZeroDivisionError"),
+    "read ends the program": (
+        "    cohort = Cohort.read(",
+        "    raise SystemExit(3)\n    cohort = Cohort.read(",
+        "line 27: SystemExit: 3. Mend",
+    ),
     "model gives nothing": ("    return FusionModel(", "    FusionModel(", "model is a NoneType; expected a Fusion"),
     "training gives nothing": ("    return {", "    {", "training of the recipe .* gives a NoneType; expected a dict"),
     "training is strange": ('"progress"', '"speed"', "gives 'speed', which is no argument of fit that a recipe gives"),
