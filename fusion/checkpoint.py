@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..datasets.errors import InputError
 from .artifact import DamagedError, checked_folder, clear_abandoned, new_folder, restore_retired, write_whole
+from .processes import is_divided
 from .settings import KeepingSettings
-from .sharding import OwnParts, divided_like, is_divided, own_part
+from .sharding import OwnParts, divided_like, own_part
 from .stopping import locked
 from .stored_state import WHOLE, StoredTensors, gather_parts, write_parts, write_tensors
 

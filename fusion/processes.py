@@ -234,5 +234,10 @@ def share_weights(accelerator: Accelerator, model: nn.Module) -> None:
     from accelerate.utils import broadcast
 
     for value in model.state_dict().values():
-        if not hasattr(value, "full_tensor"):
+        if not is_divided(value):
             broadcast(value)
+
+
+def is_divided(value: object) -> bool:
+    """Whether a tensor is one of which each process has a part."""
+    return hasattr(value, "full_tensor")

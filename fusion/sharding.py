@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..encoders.tuning import layers_of
 from .model import FusionModel
-from .processes import share_weights
+from .processes import is_divided, share_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -98,11 +98,6 @@ class OwnParts:
 
     def _norm(self, accelerator: Accelerator) -> float:
         return accelerator.reduce(get_total_norm(self._gradients()).square(), "sum").sqrt().item()
-
-
-def is_divided(value: object) -> bool:
-    """Whether a tensor is one of which each process has a part."""
-    return hasattr(value, "full_tensor")
 
 
 def own_part(value: Tensor) -> Tensor:
