@@ -24,9 +24,9 @@ from ..encoders.recomputing import statistics_stay
 from .inference import to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, recompute, thaw
 from .model import FusionModel
-from .numerics import autocast
-from .processes import make_accelerator
-from .settings import LARGEST_SEED
+from .numerics import PRECISIONS, autocast
+from .processes import PATIENCE, EndingTogether, make_accelerator
+from .settings import LARGEST_SEED, require_choice, require_timeout
 from .training_samples import check_cohorts
 
 _GB = 1024**3
@@ -34,7 +34,13 @@ _USED = 0.8
 """Share of the memory that is free by which a CPU is filled: other programs and the unforeseen need some, too."""
 _MARGIN = 1.2
 """By how much more than in proportion a larger batch may need memory, as for padding and between blocks."""
-_PRECISIONS = ("fp32", "bf16", "fp16")
+
+_FILES = {
+    "": ("memory.max", "memory.current", ("active_file", "inactive_file")),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+}
+"""Of a group of processes, by what /proc/self/cgroup calls the second and the first version: the files of its limit and
+of its memory, and how its memory.stat calls the pages of files."""
 
 
 def largest_batch(
@@ -46,6 +52,7 @@ def largest_batch(
     memory: float | None = None,
     most: int = 4096,
     seed: int = 0,
+    timeout: float = PATIENCE,
 ) -> int:
     """How many samples `fit` can take an update, over all processes together.
 
@@ -61,12 +68,14 @@ def largest_batch(
     Args:
         model: built or not; as `fit` takes it.
         train: the training patients.
-        precision, recompute, seed: as `fit` takes them.
+        precision, recompute, seed, timeout: as `fit` takes them. Processes find each other once in a program, so
+            that the first `timeout` counts, here or there.
         memory: GB that each process may use in all; on a CPU 80 % of what is free for it, on a GPU all, unless given.
         most: what is tried at most; no more than there are samples.
 
     Raises:
-        InputError: not even one sample fits, a setting out of its range, or what `fit` refuses.
+        InputError: not even one sample fits, a setting out of its range, what `fit` refuses, or another process that
+            failed.
 
     Example:
         >>> fit(model, train, valid, batch_size=min(256, largest_batch(model, train)))
@@ -74,16 +83,16 @@ def largest_batch(
     require_whole("most", most, least=1)
     require_whole("seed", seed, least=0, most=LARGEST_SEED)
     require_truth(recompute=recompute)
-    if precision not in _PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected {' or '.join(map(repr, _PRECISIONS))}.")
+    require_timeout(timeout)
+    require_choice("precision", precision, PRECISIONS)
     if memory is not None and (not isinstance(memory, Real) or not 0 < memory < math.inf):
         raise InputError(f"memory is {memory!r}; expected a positive number of GB, or None.")
     check_cohorts(model, train, None)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(timeout=timeout)
     device, processes = accelerator.device, accelerator.num_processes
     gauge = _Gauge(device, None if memory is None else memory * _GB)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with EndingTogether(accelerator), torch.random.fork_rng(devices=devices):
         step, samples = _trial(model, train, device, precision, recompute, seed, several=processes > 1)
 
         def fits(count: int) -> bool:
@@ -262,26 +271,32 @@ def _resident() -> float:
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
     """Bytes of memory that programs may still take: on this machine, and in the group of processes that this one is in.
 
-    Limits of the first version of control groups are not seen.
-
-    Source: Linux kernel documentation, "The /proc Filesystem" (MemAvailable) and "Control Group v2" (memory.max,
-    memory.stat).
+    Source: Linux kernel documentation, "The /proc Filesystem" (MemAvailable), "Control Group v2" (memory.max,
+    memory.stat) and "Memory Resource Controller" (memory.limit_in_bytes, of the first version).
     """
     lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
     free = float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
-    own = (proc / "self" / "cgroup").read_text(encoding="ascii") if (proc / "self" / "cgroup").is_file() else ""
-    place = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/").strip("/")
-    # Every group above sets a limit, too.
-    for group in (groups / place, *(groups / place).parents):
-        limit, used = group / "memory.max", group / "memory.current"
-        if limit.is_file() and used.is_file() and (most := limit.read_text(encoding="ascii").strip()) != "max":
-            free = min(free, float(most) - float(used.read_text(encoding="ascii")) + _pages_of_files(group))
+    own = (proc / "self" / "cgroup").read_text(encoding="ascii") if (proc / "self" / "cgroup").is_file() else "0::/"
+    for controllers, place in (line.split(":", 2)[1:] for line in own.splitlines()):
+        if controllers not in _FILES:
+            continue
+        limit, used, pages = _FILES[controllers]
+        # Every group above sets a limit, too.
+        inner = groups / controllers / place.strip("/")
+        for group in (inner, *inner.parents):
+            if (group / used).is_file() and (most := _told(group / limit)) != "max":
+                free = min(free, float(most) - float(_told(group / used)) + _pages_of_files(group, pages))
     return max(0.0, free)
 
 
-def _pages_of_files(group: Path) -> float:
+def _told(file: Path) -> str:
+    """What a file of a group says; "max" where there is none."""
+    return file.read_text(encoding="ascii").strip() if file.is_file() else "max"
+
+
+def _pages_of_files(group: Path, names: tuple[str, str]) -> float:
     """Bytes that a group holds of files that were read; they make room for whoever needs it."""
     if not (group / "memory.stat").is_file():
         return 0.0
     rows = (line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    return sum(float(size) for name, size in rows if name in ("active_file", "inactive_file"))
+    return sum(float(size) for name, size in rows if name in names)

@@ -11,6 +11,7 @@ import torch
 from ..datasets.errors import InputError
 
 _LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", *_LOW_PRECISION)
 _WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 """Memory for cuBLAS, and with which of it results repeat themselves: 8 buffers of 4 MiB, or of 16 KiB."""
 

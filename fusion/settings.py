@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 
 from ..datasets.arguments import require_truth, require_whole
 from ..datasets.errors import InputError
+from .numerics import PRECISIONS
 
 LARGEST_SEED = 2**32 - 1
 """What NumPy's and PyTorch's generators both take."""
+
+
+def require_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise `InputError` unless a setting is one of those that there are."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}.")
+
+
+def require_timeout(timeout: float) -> None:
+    """Raise `InputError` unless this is a time that processes can wait for each other."""
+    if not isinstance(timeout, Real) or not 1 <= timeout < 1e7:
+        raise InputError(f"timeout is {timeout!r}; expected a number of seconds from 1 to 1e7.")
 
 
 @dataclass(frozen=True)
@@ -61,13 +74,12 @@ class TrainingSettings:
         choices = {
             "optimizer": ("adamw", "sgd"),
             "keep": ("best", "last"),
-            "precision": ("fp32", "bf16", "fp16"),
+            "precision": PRECISIONS,
             "balanced": (True, False),
             "deterministic": (True, False),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}.")
+            require_choice(name, getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -88,8 +100,7 @@ class KeepingSettings:
         require_whole("skip", self.skip, least=0)
         if not isinstance(self.save_every, Real) or not self.save_every >= 0:
             raise InputError(f"save_every is {self.save_every!r}; expected a number of minutes of 0 or more.")
-        if not isinstance(self.timeout, Real) or not 1 <= self.timeout < 1e7:
-            raise InputError(f"timeout is {self.timeout!r}; expected a number of seconds from 1 to 1e7.")
+        require_timeout(self.timeout)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ def test_a_model_of_which_no_sample_fits_is_refused(halves, plan):
         ({"memory": 0}, "memory is 0; expected a positive number of GB, or None"),
         ({"memory": "8 GB"}, "memory is '8 GB'"),
         ({"most": 0}, "most is 0"),
+        ({"timeout": 0}, "timeout is 0; expected a number of seconds from 1 to 1e7"),
         ({"precision": "fp8"}, "precision is 'fp8'; expected 'fp32' or 'bf16' or 'fp16'"),
     ],
 )
@@ -147,6 +148,15 @@ def test_the_least_of_machine_and_groups_is_what_is_free(tmp_path):
     # Pages of files that were read make room.
     (tmp_path / "groups" / "job" / "memory.stat").write_text("anon 300000\ninactive_file 500000\nactive_file 100000\n")
     assert free_memory(tmp_path, tmp_path / "groups") == 2600000
+    # The first version has a tree of its own for memory, and says a huge number where nothing is limited.
+    (tmp_path / "self" / "cgroup").write_text("5:cpuset:/job\n4:memory:/job/step\n0::/\n")
+    for name, most in (("job", 4000000), ("job/step", 2**63 - 4096)):
+        group = tmp_path / "groups" / "memory" / name
+        group.mkdir(parents=True)
+        (group / "memory.limit_in_bytes").write_text(f"{most}\n")
+        (group / "memory.usage_in_bytes").write_text("3500000\n")
+        (group / "memory.stat").write_text("active_file 9000\ntotal_active_file 20000\ntotal_inactive_file 30000\n")
+    assert free_memory(tmp_path, tmp_path / "groups") == 550000
     assert free_memory() > 0
 
 
@@ -157,6 +167,23 @@ def look(folder: Path) -> None:
         _Gauge.fits = lambda gauge, work, count: count <= 3 and real(gauge, work, count)
     cohort = clinic(folder / f"images-{os.environ['RANK']}")
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(largest_batch(plan(cohort), cohort)))
+
+
+def fail(folder: Path) -> None:
+    """What one of two processes finds where the other cannot read its patients."""
+    if os.environ["RANK"] == "1":
+        batch_size._trial = refuse
+    cohort = clinic(folder / f"images-{os.environ['RANK']}")
+    largest_batch(plan(cohort), cohort, timeout=20)
+
+
+def refuse(*_, **__):
+    raise InputError("scan 7 cannot be read.")
+
+
+def test_where_one_process_fails_all_end_with_the_first_cause(tmp_path):
+    assert end(start(fail, tmp_path, processes=2, said=tmp_path / "said")) == [2, 2]
+    assert "Process 1 stopped: scan 7 cannot be read." in (tmp_path / "said" / "0.txt").read_text()
 
 
 def test_processes_agree_on_what_the_one_with_the_least_memory_can_take(tmp_path):
