@@ -3,12 +3,15 @@
     python tests/benchmarks/bench_memory.py --patients 2000      # and four times as many
 
 Each side takes six steps of the workload of `bench_step.py` in a process of its own. What is mapped from files, which
-makes room for whoever needs it, is told apart from memory of its own.
+makes room for whoever needs it, is told apart from memory of its own. The tables that patients are drawn as are gone
+by then, and their memory is given back, of which the C library would keep as much as it likes.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -65,6 +68,8 @@ def side_of(side: str, folder: Path, patients: int) -> None:
         samples = model.read(cohort, labelled=True)
         step, chosen = chiasm_step(model, samples, Clock()), list(BucketedBatches(samples.sizes, 32))[:6]
         del cohort
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     for own in chosen:
         step(own)
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
