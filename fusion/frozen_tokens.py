@@ -8,9 +8,6 @@ never taken for that of other weights or of another reader, and equal rows of an
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,6 +22,7 @@ from ..datasets.prepared import Packed, PreparedSamples
 from ..datasets.recent import expanded
 from ..datasets.shelf import Made
 from ..datasets.store import Store
+from ..datasets.temporary import TemporaryFolder
 from ..datasets.windows import Window
 from ..encoders import Encoded, Tuned
 from ..encoders.budget import has_budget
@@ -115,9 +113,8 @@ class TokenKeeper:
         if not frozen:
             return samples
         if store is None and self._temporary is None:
-            folder = tempfile.mkdtemp(prefix="chiasm-tokens-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._temporary = Store.open(folder)
+            self._folder = TemporaryFolder("chiasm-tokens-")
+            self._temporary = Store.open(self._folder.path)
         kept = encode_once(self._model, samples, store or self._temporary, self)
         place = f"the store {store.folder}" if store else "a temporary folder, since the cohort has no store"
         for name in frozen:

@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -181,13 +182,13 @@ def test_a_network_that_learns_and_a_cohort_without_a_store_are_left_as_they_are
 
 def test_a_temporary_folder_goes_when_training_is_over(halves, monkeypatch):
     made: list[Path] = []
-    real = frozen_tokens.tempfile.mkdtemp
+    real = tempfile.mkdtemp
 
     def noted(**settings):
         made.append(Path(real(**settings)))
         return str(made[-1])
 
-    monkeypatch.setattr(frozen_tokens.tempfile, "mkdtemp", noted)
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
     fit(model_of(), *halves, epochs=1, progress=False)
     gc.collect()
     assert len(made) == 1
