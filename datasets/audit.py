@@ -136,9 +136,9 @@ def audit(
     missingness or the source alone predicts, outcome words in notes, a column that equals the outcome,
     values in two units and clocks that disagree make a score mean something else than it seems to.
 
-    Nothing found is no proof. An image of which more than about 3 % a side is cut off, or that is turned
-    by more than 3 degrees other than by quarters, notes that were rewritten, and a patient who stands
-    under two ids with different data are not found; what needs a number of patients to be told
+    Nothing found is no proof. An image of which more than 4 % a side is cut off, or that is turned by more
+    than 5 degrees other than by quarters, notes that were rewritten, and a patient who stands under two
+    ids with different data may not be found; what needs a number of patients to be told
     (ten with and ten without the outcome) is passed over in smaller cohorts.
 
     Args:

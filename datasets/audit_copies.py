@@ -17,7 +17,8 @@ SAME_DETAIL = 0.75
 Measured on the 299 images of the COVID-19 collection, each with a copy of each kind: cropped by 1 to 3 % a side,
 turned by 1 to 3 degrees, or both, then resized to 0.8 to 1.2 and compressed (JPEG of quality 50 to 90): 0.86 at least;
 JPEG of quality 30, 0.85; half the size, 0.96; gamma 0.7, 0.90; 3 % noise, 0.79. All were found. The most alike
-candidates of different patients have 0.27, different radiographs of one patient 0.69: none was invented."""
+candidates of different patients have 0.27, different radiographs of one patient 0.69: none was invented. Of more than
+that, fewer are found: cropped by 5 % a side, 93 of 100; by 8 %, 17; turned by 5 degrees, all; by 8, 61."""
 
 EXTREME = (6.0, 10.0)
 """Where images are alike by the protocol, it is more: at least, and at most, so many standard deviations beyond what
