@@ -894,7 +894,6 @@ def test_a_full_disk_is_named_and_leaves_no_half_written_file(sqlite, tmp_path, 
 
 EXAMPLE = """
 from chiasm.datasets.omop import read_omop
-from chiasm.datasets.words import LONGEST_TEXT
 
 cohort = read_omop("omop/", task="mortality", after=48)  # death in hospital, asked 48 h after admission
 cohort = read_omop("postgresql+psycopg://me@host/omop", cache="omop-cache/")  # kept, so that a reading cut off goes on
