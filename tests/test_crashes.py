@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -75,7 +76,8 @@ def misbehave(kind: str, data: Path, folder: Path) -> None:
 
     deeds = {"raises": raise_error, "is killed": kill, "sleeps": sleep, "gets a NaN": break_loss}
     training.update, training.validation_loss = update, validation_loss
-    train_run(data, folder, timeout=8)
+    # Whoever computes slowly beside other programs is not taken for one that sleeps.
+    train_run(data, folder, timeout=8 if kind == "sleeps" else 60)
 
 
 def outcome(kind: str, pair: Campaign, tmp_path: Path) -> tuple[list[int | None], list[str]]:
@@ -85,19 +87,23 @@ def outcome(kind: str, pair: Campaign, tmp_path: Path) -> tuple[list[int | None]
     return codes, [(said / f"{rank}.txt").read_text() for rank in (0, 1)]
 
 
+ENDED = "chiasm: (Another process ended before all were done|Process 0 lost another one)"
+"""What one that is stuck says when it is ended: the cause, if who knows it is still there to be asked."""
+
+
 @pytest.mark.parametrize(
     ("kind", "codes", "first", "second"),
     [
-        ("raises", [2, 2], "chiasm: Process 1 stopped: scan 7 cannot be read.", "chiasm: scan 7 cannot be read."),
+        ("raises", [2, 2], "chiasm: Process 1 stopped: scan 7 cannot be read.", r"chiasm: scan 7 cannot be read\."),
         ("is killed", [2, -signal.SIGKILL], "chiasm: Process 0 lost another one, which was killed, or did not", ""),
-        ("sleeps", [2, 2], "or did not answer in time", "chiasm: Another process ended before all were done."),
+        ("sleeps", [2, 2], "or did not answer in time", ENDED),
     ],
 )
 def test_where_one_process_fails_all_end_with_the_first_cause(pair, tmp_path, kind, codes, first, second):
     ended, said = outcome(kind, pair, tmp_path)
     assert ended == codes
     assert first in said[0]
-    assert second in said[1]
+    assert re.search(second, said[1])
     if kind == "is killed":
         # What was reached before is whole, and is gone on with.
         folder = tmp_path / "run"
