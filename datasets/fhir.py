@@ -40,6 +40,7 @@ def read_fhir(
     - Stays are Encounters of the given classes; one that is `partOf` another stay is not a stay of its
       own. The patient died in it if its dischargeDisposition is `exp` (or its code in NUBC, HL7 v2 or
       MIMIC), or deceasedDateTime lies within it; a date alone, on the first or last day, does not say.
+      A stay without an end, or with one more than 5 years after its start (2099-12-31), goes on.
       See `stays.predictions` for the three tasks.
     - `labs`: Observation, with its components. The code is the LOINC code where there is one, else
       `system|code`, else the text. valueQuantity and valueInteger are numbers (a `<` or `>` beside them

@@ -30,7 +30,7 @@ from .omop_stays import (
     take_visits,
 )
 from .omop_tables import Table
-from .stays import Predictions, Task, predictions
+from .stays import Predictions, Task, predictions, told_of_doubt
 
 __all__ = ["HOSPITAL_VISITS", "read_omop"]
 
@@ -78,8 +78,8 @@ def read_omop(
     sample may see come into memory.
 
     - A stay is a visit of one of the kinds in `visits`, joined with those that overlap it or begin
-      within an hour of its end (emergency room to ward). A visit of type 32220 ("still patient"), or
-      without an end, goes on.
+      within an hour of its end (emergency room to ward). A visit of type 32220 ("still patient"),
+      without an end, or with one more than 5 years after its start (2099-12-31), goes on.
     - `outcomes`: a death in the table death within a stay, or a visit discharged to 4216643
       ("patient died"), is a death in hospital.
     - `labs`: numbers of measurement and observation. The code is the concept's name, or its number
@@ -192,11 +192,16 @@ def _predicted(
     if task == "length-of-stay":
         # A stay ends at its end, or at the last moment at which the patient can have died.
         left = told.stays[["end", "died_last"]].min(axis=1)
-        told.outcomes["remaining_days"] = (left - told.outcomes["prediction_time"]) / pd.Timedelta(days=1)
+        known = told.outcomes["remaining_days"].notna()
+        told.outcomes["remaining_days"] = ((left - told.outcomes["prediction_time"]) / pd.Timedelta(days=1)).where(
+            known
+        )
     named = ", ".join(map(str, kinds))
     counts = (f"SELECT count({what}) FROM visits WHERE kind IN ({named})" for what in ("DISTINCT person_id", "*"))
     first = (f"visits of the kinds {named}", *(engine.number(count) for count in counts))
-    return Predictions(told.outcomes, (first, *told.steps), told.stays), zoned
+    doubted = engine.number(f"SELECT count(*) FROM visits WHERE doubted AND kind IN ({named})")
+    doubt = [(told_of_doubt(doubted), *first[1:])] if doubted else []
+    return Predictions(told.outcomes, (first, *doubt, *told.steps), told.stays), zoned
 
 
 def _inputs(

@@ -9,6 +9,7 @@ import pandas as pd
 from .errors import InputError
 from .omop_rows import Engine, RowQuery, moment, whole_cells, wrong_moments
 from .omop_tables import Table, Wrong, wrong_cells
+from .stays import LONGEST_STAY
 
 INPATIENT, EMERGENCY, EMERGENCY_AND_INPATIENT = 9201, 9203, 262
 HOSPITAL_VISITS = (INPATIENT, EMERGENCY, EMERGENCY_AND_INPATIENT)
@@ -49,9 +50,11 @@ def take_visits(engine: Engine, table: Table, zoned: bool) -> None:
                 WHEN visit_end_known > visit_end_first THEN visit_end_known - {_INSTANT}
                 ELSE visit_end_known END AS stop_last,
             NOT open AND visit_end_known > visit_end_first AS stop_bare,
-            coalesce({PATIENT_DIED} IN (discharged_to_concept_id, discharge_to_concept_id), false) AS died
-        FROM (SELECT *, visit_end_time IS NULL OR coalesce(visit_type_concept_id = {STILL_PATIENT}, false) AS open
-            FROM cells)
+            coalesce({PATIENT_DIED} IN (discharged_to_concept_id, discharge_to_concept_id), false) AS died, doubted
+        FROM (SELECT *, visit_end_time IS NULL OR doubted
+                OR coalesce(visit_type_concept_id = {STILL_PATIENT}, false) AS open
+            FROM (SELECT *, coalesce(visit_end_time > visit_start_time + INTERVAL {LONGEST_STAY.days} DAY, false)
+                AS doubted FROM cells))
         """
     )
     engine.run("DROP TABLE cells")

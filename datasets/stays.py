@@ -16,6 +16,10 @@ TASKS: tuple[Task, ...] = ("mortality", "length-of-stay", "readmission")
 READMISSION_DAYS = 30
 """From discharge to the next admission, the customary span of quality reports in the United States."""
 
+LONGEST_STAY = pd.Timedelta(days=5 * 365)
+"""Hospitals keep patients for months, institutions for years; a system that needs an end where there is none
+writes one decades ahead (2099-12-31, 9999-12-31)."""
+
 _COLUMNS = ("subject_id", "start", "end", "died", "died_at")
 
 
@@ -39,8 +43,11 @@ def predictions(stays: pd.DataFrame, task: Task, *, after: float = 48.0) -> Pred
     - "length-of-stay" (`remaining_days`, continuous): days from then until the stay ends, by
       discharge or death.
     - "readmission" (`readmitted`, binary): does another stay begin within 30 days of this one's end?
-      Asked at the end, of patients who left alive. Where the data end sooner, it is unknown. A
-      patient who dies at home within the 30 days was not readmitted.
+      Asked at the end, of patients who left alive. Where the data end sooner, with the last
+      start or end of any stay, it is unknown. A patient who dies at home within the 30 days was not
+      readmitted.
+
+    An end more than 5 years after the start is a stand-in for none: such a stay goes on.
 
     Args:
         stays: `subject_id`, `start`, `end` (blank where it goes on), `died` (boolean: in hospital,
@@ -61,6 +68,9 @@ def predictions(stays: pd.DataFrame, task: Task, *, after: float = 48.0) -> Pred
     steps = [("stays in the source", *_counted(stays))]
     kept = stays[stays["start"].notna() & ~(stays["end"] < stays["start"])]
     steps.append(("with a start, and an end that is not before it", *_counted(kept)))
+    kept, doubted = with_believed_ends(kept)
+    if doubted:
+        steps.append((told_of_doubt(doubted), *_counted(kept)))
     build = _readmissions if task == "readmission" else _during_the_stay
     outcomes, kept, own_steps = build(kept, task, after)
     if not len(outcomes):
@@ -72,10 +82,29 @@ def predictions(stays: pd.DataFrame, task: Task, *, after: float = 48.0) -> Pred
     return Predictions(outcomes.reset_index(drop=True), (*steps, *own_steps), kept.reset_index(drop=True))
 
 
+def with_believed_ends(stays: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The stays, those that would last longer than `LONGEST_STAY` as going on; and how many these are.
+
+    Such an end stands for "not yet". Believed, it would be the end of everybody's follow-up. Whether the
+    patient died before it is then unknown too, where the source's columns tell of death.
+    """
+    doubted = stays["end"] - stays["start"] > LONGEST_STAY
+    if not doubted.any():
+        return stays, 0
+    return stays.assign(end=stays["end"].mask(doubted), died=stays["died"].mask(doubted)), int(doubted.sum())
+
+
+def told_of_doubt(count: int) -> str:
+    """What the attrition log says of ends that are not believed."""
+    return f"ends more than {LONGEST_STAY.days // 365} years after the start taken as not known: {count}"
+
+
 def _during_the_stay(stays: pd.DataFrame, task: Task, after: float) -> tuple[pd.DataFrame, pd.DataFrame, list]:
     """Samples at `after` hours from the start of those who are still there."""
     moment = stays["start"] + pd.Timedelta(hours=after)
     left = stays[["end", "died_at"]].min(axis=1)
+    # A death years after the start of a stay without an end does not tell how long it was.
+    left = left.mask(left - stays["start"] > LONGEST_STAY)
     there = ~(left <= moment)
     kept, moment, left = stays[there], moment[there], left[there]
     steps = [(f"still there and alive {after:g} h after the start", *_counted(kept))]

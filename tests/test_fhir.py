@@ -376,6 +376,18 @@ def test_a_stay_whose_dates_have_no_time_counts_as_the_source_allows_without_loo
     assert cohort.outcomes["remaining_days"].tolist() == pytest.approx([3 + 22 / 24])
 
 
+def test_a_stand_in_for_the_end_of_a_stay_is_no_end(tmp_path):
+    people = [patient(), patient("p2", deceasedDateTime="2032-01-01T00:00:00Z")]
+    stays = [stay(), stay("e2", of="p2", end="2099-12-31T00:00:00Z", left=None)]
+    back = read(tmp_path / "back", *people, *stays, task="readmission")
+    assert back.outcomes["subject_id"].tolist() == ["p1"]
+    assert back.outcomes["readmitted"].isna().all()
+    assert "ends more than 5 years after the start taken as not known: 1" in told(back)
+    dead = read(tmp_path / "dead", *people, *stays).outcomes.set_index("subject_id")["died"]
+    assert dead["p1"] == 0
+    assert pd.isna(dead["p2"])
+
+
 def test_sex_and_age_are_static_and_unknown_is_missing(tmp_path):
     cohort = read(
         tmp_path,

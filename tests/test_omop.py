@@ -415,6 +415,28 @@ def test_a_visit_of_one_still_in_hospital_has_no_end_although_a_date_is_written(
 # Who they are
 
 
+@pytest.mark.parametrize("stand_in", ["2099-12-31", "9999-12-31 23:59"])
+def test_a_stand_in_for_the_end_of_a_visit_is_no_end(tmp_path, stand_in):
+    tables = only()
+    tables["visit_occurrence"] = pd.DataFrame(
+        [
+            visit(10, 1, "2020-01-01 08:00", "2020-01-06 10:00"),
+            visit(20, 2, "2020-01-01 08:00", stand_in),
+            visit(21, 2, "2020-01-20 08:00", "2020-01-24 08:00"),
+            visit(30, 3, "2020-01-01 08:00", stand_in, discharged_to_concept_id=4216643),
+        ]
+    )
+    tables["death"] = pd.DataFrame([died(6, "2020-02-03")])
+    days = read(tables, tmp_path / "omop", task="length-of-stay")
+    # Neither does it swallow the stay after it.
+    assert days.outcomes["subject_id"].tolist() == [1, 2, 2, 3]
+    assert days.outcomes["remaining_days"].isna().tolist() == [False, True, False, True]
+    assert ["ends more than 5 years after the start taken as not known: 2", 3, 4] in days.attrition.to_numpy().tolist()
+    back = read(tables, tmp_path / "omop", task="readmission").outcomes
+    assert back["subject_id"].tolist() == [1, 2]
+    assert back["readmitted"].isna().all()
+
+
 def test_age_is_that_at_the_first_predicted_stay_as_exactly_as_birth_is_known(tmp_path):
     cases = [
         ("2020-06-14", person(1, 1960), 59),

@@ -71,6 +71,30 @@ def test_a_patient_is_readmitted_when_the_next_stay_begins_within_thirty_days_an
     assert told[4, day("2020-01-10")] == 0  # A stay inside another is no return.
 
 
+@pytest.mark.parametrize("stand_in", ["2099-12-31", "9999-12-31", "2025-01-02"])
+def test_an_end_beyond_belief_is_none_and_moves_nobody_s_follow_up(stand_in):
+    rows = [(1, "2020-01-01", "2020-01-10", False, None), (2, "2020-01-01", stand_in, False, None)]
+    told = predictions(stays(*rows), "readmission")
+    assert told.outcomes["subject_id"].tolist() == [1]
+    assert pd.isna(told.outcomes["readmitted"].iloc[0])
+    assert ("ends more than 5 years after the start taken as not known: 1", 2, 2) in told.steps
+    days = predictions(stays(*rows), "length-of-stay").outcomes["remaining_days"]
+    assert days.tolist()[0] == 7
+    assert np.isnan(days.iloc[1])
+    assert predictions(stays(*rows), "mortality").outcomes["died"].isna().tolist() == [False, True]
+
+
+def test_a_stay_of_years_that_can_be_is_believed():
+    told = predictions(stays((1, "2020-01-01", "2024-12-30", False, None)), "length-of-stay")
+    assert told.outcomes["remaining_days"].tolist() == [1823]
+    assert len(told.steps) == 3
+
+
+def test_a_death_many_years_later_does_not_end_a_stay_without_an_end():
+    told = predictions(stays((1, "2020-01-01", None, None, "2030-01-01")), "length-of-stay")
+    assert told.outcomes["remaining_days"].isna().tolist() == [True]
+
+
 @pytest.mark.parametrize(
     ("task", "after", "message"),
     [
