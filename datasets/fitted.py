@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt
 from .dicom import is_marked, read_dataset, text
 from .greyscale import frame_window, paint
 from .locations import is_folder, opened
-from .pixels import LIMIT_BYTES
+from .pixels import LIMIT_BYTES, WindowChoice
 from .refusals import naming
 from .series import frames_have_places
 from .stored_pixels import decode
@@ -23,12 +23,13 @@ _HEAD_BYTES = 132
 _LEVELS = 65_535
 
 
-def read_fitted(path: str, size: int) -> Float[np.ndarray, "1 size size"] | None:
-    """What `resize(read_image(path).pixels, size)` gives, within 1 / 65,535, or None where only that can tell.
+def read_fitted(path: str, size: int, window: WindowChoice | None = None) -> Float[np.ndarray, "1 size size"] | None:
+    """`resize(read_image(path, window=window).pixels, size)` within 1 / 65,535, or None where only that can tell.
 
     Args:
         path: a file, by path or URL.
         size: side of the square in pixels.
+        window: as `read_image` takes it.
 
     Returns:
         float32 in [0, 1]; None for anything but one grey frame of 8 or 16 bits that is to be shrunk.
@@ -51,7 +52,7 @@ def read_fitted(path: str, size: int) -> Float[np.ndarray, "1 size size"] | None
         shrunk = size < max(values.shape) <= size * _LEVELS
         if values.dtype.kind not in "iu" or values.itemsize > 2 or not shrunk:
             return None
-        shape, _ = frame_window(stored, None)
+        shape, _ = frame_window(stored, window)
         every = np.arange(2 ** (8 * values.itemsize), dtype=f"u{values.itemsize}")
         table = np.empty(len(every), np.float32)
         paint(table, every.view(values.dtype), stored, shape)

@@ -19,7 +19,7 @@ from .errors import InputError, UnreadableImageError
 from .fingerprints import file_content, file_stamp
 from .fitted import read_fitted
 from .parallel import in_parallel
-from .pixels import LIMIT_BYTES, ImageFile, read_image, resize
+from .pixels import LIMIT_BYTES, ImageFile, WindowChoice, check_choice, read_image, resize
 from .prepared import Packed
 from .recent import expanded, most_recent, runs, select
 from .shelf import Made, sources_in
@@ -44,9 +44,19 @@ class ImageReader:
         channels: 1 for grey, 3 for colour (a grey image is repeated; a volume gives three neighbouring slices).
         most: files a sample at most; the most recent ones stay.
         slices: images that are taken of a volume, evenly spread through it.
+        window: of every image, as `read_image` takes it: (center, width), a name such as "lung", or an index;
+            None for each file's own.
     """
 
-    def __init__(self, size: int = 224, *, channels: int = 1, most: int = 4, slices: int = 1) -> None:
+    def __init__(
+        self,
+        size: int = 224,
+        *,
+        channels: int = 1,
+        most: int = 4,
+        slices: int = 1,
+        window: WindowChoice | list[float] | None = None,
+    ) -> None:
         require_counts(size=size, channels=channels, most=most, slices=slices)
         if channels not in (1, 3):
             raise InputError(f"channels is {channels}; expected 1 (grey) or 3 (colour).")
@@ -55,7 +65,10 @@ class ImageReader:
                 f"size is {size}, most is {most} and slices is {slices}; expected at least 32 pixels, 1 file and "
                 "1 image of a volume."
             )
-        self.size, self.channels, self.most, self.slices = size, channels, most, slices
+        # JSON, in which settings are saved, knows no tuples.
+        window = tuple(window) if isinstance(window, list) else window
+        check_choice(window, None)
+        self.size, self.channels, self.most, self.slices, self.window = size, channels, most, slices, window
         self.mean_, self.std_ = 0.5, 0.25
 
     def fit(self, cohort: Cohort) -> None:
@@ -145,9 +158,11 @@ class ImageReader:
         return self.channels, self.size, self.size
 
     @property
-    def _decoding(self) -> dict[str, int]:
+    def _decoding(self) -> dict[str, object]:
         """The settings that a file's pixels depend on."""
-        return {"size": self.size, "channels": self.channels, "slices": self.slices}
+        settings = {"size": self.size, "channels": self.channels, "slices": self.slices}
+        # Without a window they are named as they were before there was one, so that no image is decoded again.
+        return settings if self.window is None else settings | {"window": self.window}
 
     def _read_named(self, paths: Sequence[str]) -> list[tuple[str, np.ndarray]]:
         _keep_freed_memory()
@@ -159,13 +174,13 @@ class ImageReader:
         Raises:
             UnreadableImageError: it is missing or gives no trustworthy pixels.
         """
-        fitted = read_fitted(path, self.size)
+        fitted = read_fitted(path, self.size, self.window)
         images = [resize(image, self.size) for image in self._images(path)] if fitted is None else [fitted]
         return np.stack([np.rint(np.clip(self._coloured(image), 0, 1) * 255).astype(np.uint8) for image in images])
 
     def _images(self, path: str) -> Sequence[np.ndarray]:
         """The image of a file; of a volume, slices evenly spread, with their neighbours as channels."""
-        file = read_image(path)
+        file = read_image(path, window=self.window)
         if isinstance(file, ImageFile):
             return [file.pixels]
         if len(file.pixels) < self.channels:

@@ -15,6 +15,7 @@ from ..datasets.batch import Images
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.image_reader import ImageReader
+from ..datasets.pixels import WindowChoice
 from ..datasets.prepared import Packed
 from .augmentation import jitter_images
 from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
@@ -41,6 +42,8 @@ class ImageEncoder(nn.Module):
         channels: 1 for grey, 3 for colour.
         most: files a sample at most; the most recent ones stay.
         slices: images that are taken of a volume, evenly spread through it.
+        window: of every image, as `read_image` takes it: (center, width) in modality values, for CT "lung",
+            "mediastinum", "brain" or "bone", or an index among a file's windows; None for each file's own.
         grid: the feature map is pooled to at most `grid × grid` tokens an image.
         budget: tokens a sample at most, at least one an image. The most recent images keep all of theirs, and
             each of the others becomes one, with its hour; what the images say in sum is attention over them.
@@ -64,6 +67,7 @@ class ImageEncoder(nn.Module):
         channels: int = 1,
         most: int = 4,
         slices: int = 1,
+        window: WindowChoice | list[float] | None = None,
         grid: int = 4,
         budget: int | None = None,
         augment: bool = True,
@@ -77,7 +81,7 @@ class ImageEncoder(nn.Module):
         require_truth(augment=augment)
         if grid < 1:
             raise InputError(f"grid is {grid}; expected at least 1 token along each side of an image.")
-        self.reader = ImageReader(size, channels=channels, most=most, slices=slices)
+        self.reader = ImageReader(size, channels=channels, most=most, slices=slices, window=window)
         if budget is not None and budget < most * slices:
             raise InputError(f"budget is {budget}; expected a token for each of {most} × {slices} images, or None.")
         self.model, self.pretrained, self.grid, self.augment = str(model), pretrained, grid, augment
@@ -99,7 +103,7 @@ class ImageEncoder(nn.Module):
 
     def describe(self) -> dict[str, object]:
         settings = {"model": self.model, "grid": self.grid, "augment": self.augment, "tuning": str(self.tuning)}
-        settings |= {name: getattr(self.reader, name) for name in ("size", "channels", "most", "slices")}
+        settings |= {name: getattr(self.reader, name) for name in ("size", "channels", "most", "slices", "window")}
         settings |= {"pretrained": self.pretrained is not False, "budget": self.budget}
         own = {"architecture": self.architecture, "planes": self.planes}
         return {"settings": settings, "reader": self.reader.state(), **own}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from chiasm.datasets import InputError
+from chiasm.encoders import ImageEncoder
 from chiasm.fusion import ConcatenationFusion, FusionModel, artifact, predict
 from chiasm.fusion.artifact import checked_folder, new_file, new_folder, read_folder, write_whole
 from safetensors import SafetensorError
@@ -53,6 +54,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 # What is saved comes back
+
+
+@pytest.mark.parametrize("window", [None, "lung", (50, 350), 1])
+def test_a_loaded_model_reads_images_in_the_window_of_the_saved_one(window, tmp_path, cohort):
+    image = ImageEncoder("test_resnet", size=64)
+    model = FusionModel(image=image, fusion=ConcatenationFusion(16), outcomes=cohort.outcome_kinds)
+    model.build(cohort, seed=0)
+    # The pictures of this cohort are no CT: what is saved is what a reader would read by.
+    image.reader.window = window
+    model.save(tmp_path / "model")
+    again = FusionModel.load(tmp_path / "model").encoders["image"].reader
+    assert again.window == window
+    assert again.window == ImageEncoder("test_resnet", window=window).reader.window
 
 
 @pytest.mark.parametrize("modalities", [*((name,) for name in MODALITIES), MODALITIES], ids=" + ".join)

@@ -750,6 +750,7 @@ def test_what_a_file_says_of_the_layers_of_a_network_is_followed(tmp_path, cohor
         ({"channels": 2}, "channels is 2"),
         ({"size": 16}, "size is 16"),
         ({"most": 0}, "most is 0"),
+        ({"window": "liver"}, "window: expected an index from 0"),
     ],
 )
 def test_image_settings_out_of_range_are_refused(wrong, match):

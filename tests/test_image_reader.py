@@ -184,6 +184,47 @@ def test_a_mean_is_that_of_the_pixels_whose_centers_a_new_pixel_holds(tmp_path, 
     assert fitted.sum() == pytest.approx(fitted[top : top + rows, left : left + columns].sum())
 
 
+# Windows
+
+
+def of_tones(tmp_path: Path) -> tuple[Path, Cohort]:
+    """A CT that names a window of its own, and a cohort of it."""
+    values = np.add.outer(np.arange(-1000, 600, 20), np.arange(0, 400, 5)).astype("<i2")
+    scale = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 40, "WindowWidth": 80}
+    path = save_dicom(tmp_path / "ct.dcm", values, **scale)
+    images = pd.DataFrame({"subject_id": [1], "time": NOW - pd.Timedelta(hours=1), "path": [str(path)]})
+    outcomes = pd.DataFrame({"subject_id": [1], "prediction_time": NOW, "died": [0]})
+    return path, Cohort(outcomes=outcomes, images=images)
+
+
+@pytest.mark.parametrize("window", ["lung", (50, 350), 0])
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_reader_shows_images_in_the_window_that_it_is_given(tmp_path, window, size):
+    path, _ = of_tones(tmp_path)
+    expected = resize(read_image(path, window=window).pixels, size)
+    read = ImageReader(size, window=window).read(str(path))[0].astype(int)
+    assert np.abs(read - np.rint(expected * 255)).max() <= 1
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_images_that_were_decoded_in_one_window_are_not_taken_for_those_in_another(tmp_path, kept):
+    _, cohort = of_tones(tmp_path)
+    cohort = cohort.with_store(tmp_path / "store") if kept else cohort
+    seen = [
+        prepare(cohort, {"image": ImageReader(32, window=window)}).parts["image"].arrays["pixels"][0].astype(int)
+        for window in (None, "lung", "bone", (400, 1800))
+    ]
+    assert np.abs(seen[0] - seen[1]).mean() > 20
+    assert np.abs(seen[1] - seen[2]).mean() > 20
+    assert np.array_equal(seen[2], seen[3])
+
+
+def test_a_window_that_no_file_could_have_is_refused():
+    for window in ("liver", (40, 0), True):
+        with pytest.raises(InputError, match="window: expected an index from 0"):
+            ImageReader(32, window=window)
+
+
 # Volumes
 
 
