@@ -7,7 +7,7 @@ same functions pixel by pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ _ALL_PADDING = "all its pixels are padding (0028,0120). Leave the file out."
 # exp(700) is about the largest that float64 holds; a sigmoid is 0 or 1 long before.
 _LARGEST_EXPONENT = 700.0
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+_OWN_WINDOW = "Give window=(center, width) in its place: to read_image, or to ImageEncoder for the images of a table."
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -246,22 +247,32 @@ def voi_transforms(dataset: Dataset, frame: int, big_endian: bool) -> list[Looku
     tables = [lookup_table(item, big_endian) for item in element(where, "VOILUTSequence") or ()]
     centers, widths = _numbers(where, "WindowCenter"), _numbers(where, "WindowWidth")
     function = (text(where, "VOILUTFunction") or "LINEAR").upper()
-    smallest = 1 if function == "LINEAR" else np.nextafter(0, 1)
-    if len(centers) != len(widths) or function not in FUNCTIONS or any(width < smallest for width in widths):
-        raise UnreadableImageError(
-            "its Window Center, Window Width or VOI LUT Function is impossible. Give window=(center, width) yourself."
-        )
+    if wrong := _impossible(centers, widths, function):
+        raise UnreadableImageError(f"{wrong}. {_OWN_WINDOW}")
     return [*tables, *(Window(center, width, function) for center, width in zip(centers, widths, strict=True))]
+
+
+def _impossible(centers: Sequence[float], widths: Sequence[float], function: str) -> str | None:
+    """What is wrong with a file's windows, without its text, which may be anything."""
+    if len(centers) != len(widths):
+        return f"its Window Center has {len(centers)} values and its Window Width {len(widths)}"
+    if function not in FUNCTIONS:
+        return f"its VOI LUT Function is none of {', '.join(FUNCTIONS)}"
+    least = 1 if function == "LINEAR" else np.nextafter(0, 1)
+    narrow = [width for width in widths if width < least]
+    if not narrow:
+        return None
+    return f"its Window Width is {narrow[0]:g}, and {function} takes one {'of 1 or more' if least == 1 else 'above 0'}"
 
 
 def _numbers(dataset: Dataset, keyword: str) -> list[float]:
     value = element(dataset, keyword)
     if value is None:
         return []
-    with refusing(f"its element {keyword} is not numbers. Give window=(center, width) yourself."):
+    with refusing(f"its element {keyword} is not numbers. {_OWN_WINDOW}"):
         numbers = [float(one) for one in np.atleast_1d(np.asarray(value, dtype=np.float64))]
     if not np.isfinite(numbers).all():
-        raise UnreadableImageError(f"its element {keyword} is not finite. Give window=(center, width) yourself.")
+        raise UnreadableImageError(f"its element {keyword} is not finite. {_OWN_WINDOW}")
     return numbers
 
 

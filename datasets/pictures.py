@@ -43,6 +43,7 @@ _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 _COMMON_TILE = 1024
 # Pillow's modes of one channel of more than 8 bits.
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L")
+_ONLY_DEEP = "window is for a PNG or TIFF of one channel of more than 8 bits"
 
 
 def kind_of(head: bytes) -> str | None:
@@ -57,7 +58,7 @@ def read_picture(
 
     Args:
         kind: as `kind_of` tells it.
-        window: (center, width) in stored values, for a TIFF of more than 8 bits.
+        window: (center, width) in stored values, for a TIFF or a grey PNG of more than 8 bits.
         frame: index from 0 among the pages of a TIFF.
 
     Raises:
@@ -68,10 +69,10 @@ def read_picture(
     """
     import PIL.Image
 
-    if kind != "TIFF" and (window is not None or frame):
-        raise InputError("window and frame are for DICOM; this is a PNG or JPEG. Leave them out.")
+    if kind != "TIFF" and frame:
+        raise InputError("frame is for DICOM, NIfTI and TIFF; this is a PNG or JPEG. Leave it out.")
     if isinstance(window, int | str):
-        raise InputError("a TIFF names no windows. Give window=(center, width) in its values, or none.")
+        raise InputError(f"a {kind} names no windows. Give window=(center, width) in its values, or none.")
     with refusing(f"it cannot be decoded as {kind}. The file is damaged: copy or export it again."):
         try:
             image = PIL.Image.open(stream, formats=(kind,))
@@ -87,10 +88,12 @@ def read_picture(
         else:
             _check_scans(stream)
         orientation = image.getexif().get(_ORIENTATION)
-        planes = _planes(image)
+        if window is not None and not image.mode.startswith("I"):
+            raise InputError(f"{_ONLY_DEEP}. Leave it out.")
+        planes = _planes(image, window)
         if orientation in _UPRIGHT:
             planes = _upright(planes, orientation)
-    return np.ascontiguousarray(planes), "all values"
+    return np.ascontiguousarray(planes), "all values" if window is None else given_window(window)[1]
 
 
 def _check_size(image: Image, limit_bytes: int) -> None:
@@ -146,7 +149,7 @@ def _tiff(image: TiffImageFile, window: tuple[float, float] | None, limit_bytes:
     forms, bits = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)), max(tags.get(_BITS_PER_SAMPLE, (1,)))
     if image.mode not in _DEEP:
         if window is not None:
-            raise InputError("window is for a TIFF of one channel of more than 8 bits. Leave it out.")
+            raise InputError(f"{_ONLY_DEEP}. Leave it out.")
         if set(forms) != {_UNSIGNED}:
             raise UnreadableImageError("its values of 8 bits are signed, which Pillow cannot read. Save it unsigned.")
         return np.ascontiguousarray(_planes(image)), "all values"
@@ -166,12 +169,18 @@ def _tiff(image: TiffImageFile, window: tuple[float, float] | None, limit_bytes:
     return scaled(values, shape, inverted=tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)[None], words
 
 
-def _planes(image: Image) -> np.ndarray:
-    """Grey or RGB of a decoded picture, composited on black, `[channel, height, width]`."""
+def _planes(image: Image, window: tuple[float, float] | None = None) -> np.ndarray:
+    """Grey or RGB of a decoded picture, composited on black, `[channel, height, width]`.
+
+    Args:
+        image: as Pillow decodes it.
+        window: of grey values of 16 bits; None for their whole range.
+    """
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        tones = values.astype(np.float32) / np.float32(65_535)
+        whole = values.astype(np.float32) / np.float32(65_535)
+        tones = whole if window is None else scaled(values, given_window(window)[0])
         if clear is not None:
             tones[values == clear] = 0
         return tones[None]

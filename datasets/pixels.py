@@ -78,6 +78,7 @@ def read_image(
         window: index from 0 among the file's VOI LUTs and then windows (None: the first), or (center,
             width) in modality values, such as Hounsfield units: center ± width / 2 become 0 and 1, or for CT
             "lung", "mediastinum", "brain" or "bone" (`greyscale.HOUNSFIELD_WINDOWS`). Only for grey images.
+            Of a PNG or TIFF of 12 bits that are stored as 16, (2047.5, 4095) is the range.
         frame: index from 0 of one frame of a DICOM file of several, page of a TIFF, or volume of a NIfTI
             file of four dimensions.
         series_uid: which Series Instance UID (0020,000E), where a folder holds several.

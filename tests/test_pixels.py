@@ -720,6 +720,15 @@ def test_grey_png_of_16_bits_keep_all_of_them(tmp_path: Path):
     np.testing.assert_allclose(image.pixels[0], values / 65535, atol=CLOSE)
 
 
+def test_a_png_of_12_bits_in_16_is_shown_over_the_window_that_is_given(tmp_path: Path):
+    values = np.arange(4096, dtype="u2").reshape(64, 64)
+    path = png(tmp_path, Image.fromarray(values))
+    assert read_image(path).pixels.max() == pytest.approx(4095 / 65535)
+    image = read_image(path, window=(2047.5, 4095))
+    np.testing.assert_allclose(image.pixels[0], values / 4095, atol=CLOSE)
+    assert image.window == "LINEAR_EXACT 2047.5/4095"
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparency_is_composited_on_black(tmp_path: Path, mode: str):
     planes = np.random.default_rng(7).integers(0, 256, (9, 7, len(mode)), dtype="u1")
@@ -862,7 +871,7 @@ def test_tiffs_that_cannot_be_trusted_are_refused(tmp_path: Path):
     Image.new("LAB", (3, 3)).save(tmp_path / "image.tif")
     refused(tmp_path / "image.tif", "its colours are LAB, which cannot be converted to RGB")
     path = tiff(tmp_path, ramp("u1"))
-    with pytest.raises(InputError, match="window is for a TIFF of one channel of more than 8 bits"):
+    with pytest.raises(InputError, match="window is for a PNG or TIFF of one channel of more than 8 bits"):
         read_image(path, window=(1, 2))
     for window in (0, "lung"):
         with pytest.raises(InputError, match="a TIFF names no windows"):
@@ -1029,9 +1038,16 @@ def test_real_files_without_one_decodable_image_are_refused(name: str, reason: s
         ({"RescaleSlope": "1e400", "RescaleIntercept": 0}, "RescaleSlope is not finite"),
         ({"RescaleSlope": "1e308", "RescaleIntercept": 0}, "make values infinite"),
         ({"RescaleSlope": [1, 2], "RescaleIntercept": 0}, "RescaleSlope is not one number"),
-        ({"WindowCenter": 10, "WindowWidth": 0}, "Window Center, Window Width or VOI LUT Function is impossible"),
-        ({"WindowCenter": [10, 20], "WindowWidth": 5}, "Window Width or VOI LUT Function is impossible"),
-        ({"WindowCenter": 10, "WindowWidth": 5, "VOILUTFunction": "SECRET"}, "VOI LUT Function is impossible"),
+        ({"WindowCenter": 10, "WindowWidth": 0}, "its Window Width is 0, and LINEAR takes one of 1 or more"),
+        (
+            {"WindowCenter": 10, "WindowWidth": -2, "VOILUTFunction": "SIGMOID"},
+            "its Window Width is -2, and SIGMOID takes one above 0. Give window=.* to ImageEncoder for the images of",
+        ),
+        ({"WindowCenter": [10, 20], "WindowWidth": 5}, "its Window Center has 2 values and its Window Width 1"),
+        (
+            {"WindowCenter": 10, "WindowWidth": 5, "VOILUTFunction": "SECRET"},
+            "its VOI LUT Function is none of LINEAR, LINEAR_EXACT, SIGMOID",
+        ),
         ({"WindowCenter": 10, "WindowWidth": "1e400"}, "WindowWidth is not finite"),
         ({"PresentationLUTShape": "SECRET"}, "Presentation LUT Shape is neither IDENTITY nor INVERSE"),
         ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 255}, "all its pixels are padding"),
@@ -1330,8 +1346,14 @@ def test_a_window_or_frame_that_this_file_lacks_is_an_input_error(tmp_path: Path
         assert not isinstance(caught.value, UnreadableImageError)
     with pytest.raises(InputError, match="window is for grey images"):
         read_image(written(tmp_path, np.zeros((2, 2, 3), "u1")), window=0)
-    with pytest.raises(InputError, match="window and frame are for DICOM"):
-        read_image(png(tmp_path, Image.fromarray(ramp("u1"))), window=(1, 2))
+    shades = png(tmp_path, Image.fromarray(ramp("u1")))
+    for settings, reason in (
+        ({"frame": 1}, "frame is for DICOM, NIfTI and TIFF"),
+        ({"window": (1, 2)}, "window is for a PNG or TIFF of one channel of more than 8 bits"),
+        ({"window": "lung"}, "a PNG names no windows"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            read_image(shades, **settings)
 
 
 def test_stored_values_are_of_dicom_only(tmp_path: Path):
