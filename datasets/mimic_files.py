@@ -279,9 +279,12 @@ def _columns_of(path: Path) -> list[str]:
             return pq.ParquetFile(path).schema_arrow.names
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            return next(csv.reader(lines), [])
+            names = next(csv.reader(lines), [])
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {type(error).__name__}. Bring it anew.") from None
+    if len(names) == 1 and ";" in names[0]:
+        raise InputError(f"{path} is separated by semicolons, not by commas. Restore the published table.")
+    return names
 
 
 def _quoted(text: str) -> str:

@@ -23,8 +23,11 @@ FORMATS = (".parquet", ".csv", ".csv.gz")
 LONGEST_LINE = 32 << 20
 """Bytes; the longest notes have some megabytes."""
 
-# The vocabularies are handed out as CONCEPT.csv with tabs between the cells and no quotation marks.
 _DELIMITERS = ",\t"
+_OTHER_SEPARATORS = {";": "semicolons", "|": "vertical bars"}
+
+# What ATHENA hands out has tabs between the cells, and quotation marks that are part of them (CONCEPT.csv).
+_OF_VOCABULARY = ("concept",)
 
 
 class Folder:
@@ -98,8 +101,11 @@ class Folder:
         alike = defaultdict(list)
         for path, head in zip(paths, heads, strict=True):
             alike[head].append(self._prefix + path)
-        parts = [Part(path, _csv([self._prefix + path], *head)) for path, head in zip(paths, heads, strict=True)]
-        every = [_csv(some, *head) for head, some in alike.items()]
+        parts = [
+            Part(path, _csv(name, [self._prefix + path], *head), separator=head[1])
+            for path, head in zip(paths, heads, strict=True)
+        ]
+        every = [_csv(name, some, *head) for head, some in alike.items()]
         rows = every[0]
         if len(every) > 1:
             rows = f"({' UNION ALL BY NAME '.join(f'SELECT * FROM {some}' for some in every)})"
@@ -128,15 +134,20 @@ class Folder:
         if not first.strip():
             raise InputError(f"{path} is empty. It needs a first line of column names.")
         delimiter = max(_DELIMITERS, key=first.count)
+        other = max(_OTHER_SEPARATORS, key=first.count)
+        if other in first and delimiter not in first:
+            raise InputError(
+                f"{path} is separated by {_OTHER_SEPARATORS[other]}. Save it with commas or tabs between its columns."
+            )
         names = next(csv.reader(io.StringIO(first), delimiter=delimiter))
         return tuple(name.strip() or f"column {k}" for k, name in enumerate(names, 1)), delimiter
 
 
-def _csv(paths: Sequence[str], names: Sequence[str], delimiter: str) -> str:
+def _csv(table: str, paths: Sequence[str], names: Sequence[str], delimiter: str) -> str:
     """CSV files of one layout as SQL; every cell is text, and a row that is cut short or too long an error."""
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
     every = ", ".join(literal(path) for path in paths)
-    quote = "''" if delimiter == "\t" else "'\"'"
+    quote = "''" if delimiter == "\t" and table in _OF_VOCABULARY else "'\"'"
     return (
         f"read_csv([{every}], header = true, auto_detect = false, columns = {{{columns}}}, "
         f"delim = {literal(delimiter)}, quote = {quote}, escape = {quote}, strict_mode = true, "

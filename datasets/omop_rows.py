@@ -14,7 +14,7 @@ import pandas as pd
 
 from .checks import Exclusion, Places, Policy, TableCheck
 from .errors import InputError
-from .omop_tables import MACROS, Table, Wrong, wrong_cells
+from .omop_tables import MACROS, Part, Table, Wrong, wrong_cells
 
 if TYPE_CHECKING:
     import duckdb
@@ -256,15 +256,17 @@ def _unreadable(said: str, tables: Sequence[Table]) -> InputError:
     kept = next((part.kept_in for part in parts if part.kept_in and part.kept_in in said), None)
     if kept is not None:
         return InputError(f"{kept} is damaged. Remove it: it is fetched anew.")
-    label = next((part.label for part in parts if part.label in said), parts[0].label if parts else "the rows")
+    part = next((part for part in parts if part.label in said), parts[0] if parts else Part("the rows", ""))
+    label = part.label
     if "unicode" in said or "utf-8" in said.split("Original Line")[-1].lower():
         return InputError(f"{label} is not UTF-8. Save it as UTF-8.")
     line = re.search(r"CSV Error on Line: (\d+)", said)
     cells = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", said)
     if line and cells:
+        marks = "tabs" if part.separator == "\t" else "commas"
         return InputError(
             f"{label}, line {line[1]}: {cells[2]} cells, but the first line names {cells[1]} columns. Correct the row, "
-            "and put text that has commas in quotation marks."
+            f"and put text that has {marks} or line ends in quotation marks."
         )
     if line and "unterminated quote" in said:
         return InputError(f"{label}, line {line[1]}: a quotation mark is not closed. Close it, or double it.")

@@ -137,6 +137,8 @@ class Part:
     """The number of a row, from 1, as SQL."""
     kept_in: str = ""
     """The file in which a part that was fetched is kept."""
+    separator: str = ","
+    """What stands between the cells of a text file."""
 
 
 @dataclass(frozen=True)

@@ -503,10 +503,11 @@ _LAB = "1,10000032,,1,50912,,{},2150-03-02 08:00:00,Jane,1.1,mg/dL,,,,,"
             r"/patients\.csv\.gz lacks the column gender; it has subject_id, sex",
         ),
         ("patients", _instead(""), r"/patients\.csv\.gz lacks the column subject_id; it has none"),
+        ("patients", _instead("subject_id;gender\n"), r"/patients\.csv\.gz is separated by semicolons, not by commas"),
         ("d_labitems", _gone, r"There is no d_labitems\.csv\.gz .* It belongs to MIMIC-IV hosp"),
         ("icustays", _gone, r"There is no icustays\.csv\.gz .* It belongs to MIMIC-IV icu"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_file_that_cannot_be_used_is_named_and_not_quoted(one, table, spoil, message):
     one.lab(10000032, "2150-03-02 07:00:00", "2150-03-02 08:00:00", 1.1)

@@ -204,6 +204,22 @@ def test_the_cohort_is_the_same_however_the_tables_are_written(tmp_path, cohort,
     equal(read_omop(way(hospital(), tmp_path / "other")), cohort)
 
 
+def test_quotation_marks_hold_a_text_together_also_where_tabs_separate(tmp_path):
+    told = ['He said "no"\tand left,\nit is written', '"quoted"', "plain"]
+    tables = only() | {"note": pd.DataFrame([noted(n, 1, "2020-01-02", text) for n, text in enumerate(told)])}
+    tables["concept"] = hospital()["concept"]
+    for name, table in tables.items():
+        (tmp_path / "omop").mkdir(exist_ok=True)
+        table.to_csv(tmp_path / "omop" / f"{name}.csv", sep="\t", index=False)
+    # ATHENA's quotation marks are letters.
+    concepts = tmp_path / "omop" / "CONCEPT.csv"
+    (tmp_path / "omop" / "concept.csv").rename(concepts)
+    concepts.write_text(concepts.read_text().replace("Progress note", 'The "progress" note'))
+    notes = read_omop(tmp_path / "omop").notes
+    assert sorted(notes["text"]) == sorted(told)
+    assert set(notes["kind"]) == {'The "progress" note'}
+
+
 def test_a_path_with_signs_of_patterns_and_quotes_is_a_path(tmp_path):
     tables = only()
     for ending in ("csv", "parquet"):
@@ -744,6 +760,10 @@ BROKEN_TEXT = {
     "is empty. It needs a first line of column names": b"",
     "line 3: 2 cells, but the first line names 3 columns": b"person_id,note_date,note_text\n1,2020-01-02,x\n1,2\n",
     "line 2: 4 cells, but the first line names 3": b"person_id,note_date,note_text\n1,2020-01-02,x,9\n",
+    "2 cells, .* text that has tabs or line ends": b"person_id\tnote_date\tnote_text\n1\t2020-01-02\tx\n1\t2\n",
+    "4 cells, but .* text that has commas or line ends in": b"person_id,note_date,note_text\n1,2020-01-02,x,9\n",
+    "is separated by semicolons. Save it with commas or tabs": b"person_id;note_date;note_text\n1;2020-01-02;x\n",
+    "is separated by vertical bars. Save it with commas": b"person_id|note_date|note_text\n1|2020-01-02|x\n",
     "line 2: a quotation mark is not closed": b'person_id,note_date,note_text\n1,2020-01-02,"x\n1,2020-01-02,y\n',
     "mixes line ends": b"person_id,note_date,note_text\n1,2020-01-02,x\r\n1,2020-01-02,y\n",
     "is not UTF-8. Save it as UTF-8": "person_id,note_date,note_text\n1,2020-01-02,Œdème\n".encode("cp1252"),
