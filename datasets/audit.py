@@ -33,7 +33,7 @@ __all__ = ["CHECKS", "Audit", "Finding", "Place", "audit"]
 
 CHECKS: Mapping[str, Callable[[Material], Iterator[Finding]]] = {
     "the division: patients in two parts, or in none": check_division,
-    "images of several patients, blank or unreadable": check_images,
+    "images of several patients, blank, dim or unreadable": check_images,
     "images linked to another patient": check_links,
     "notes of several patients": check_notes,
     "one patient under two ids": check_twins,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 from chiasm.datasets import Cohort
 from chiasm.datasets.audit import Audit, audit
 from chiasm.datasets.phantom import write_radiograph
@@ -159,6 +160,27 @@ def write_dicom(own: Scene, folder: Path, row: int, *, named: str, study: str) -
 def blank_images(own: Scene, folder: Path) -> None:
     Image.fromarray(np.full((64, 64), 90, np.uint8)).save(folder / "blank.png")
     own["images"].loc[:2, "path"] = str(folder / "blank.png")
+
+
+def window_beside_the_values(own: Scene, folder: Path) -> None:
+    write_dicom(own, folder, 0, named="1", study="1")
+    dataset = pydicom.dcmread(folder / "0.dcm")
+    dataset.WindowCenter, dataset.WindowWidth = 60_000, 100
+    dataset.save_as(folder / "0.dcm")
+
+
+def twelve_bits_in_sixteen(own: Scene, folder: Path) -> None:
+    for row, path in enumerate(own["images"]["path"]):
+        tones = np.asarray(Image.open(path)).astype(np.uint16) * 16
+        Image.fromarray(tones).save(folder / f"{row}.png")
+    own["images"]["path"] = [str(folder / f"{row}.png") for row in range(len(own["images"]))]
+
+
+def overexposed_images(own: Scene, folder: Path) -> None:
+    for row in range(10):
+        tones = 250 - np.asarray(Image.open(own["images"].loc[row, "path"])) // 16
+        Image.fromarray(tones).save(folder / f"{row}.png")
+        own["images"].loc[row, "path"] = str(folder / f"{row}.png")
 
 
 def identical_note(own: Scene, _: Path) -> None:
@@ -359,6 +381,9 @@ PLANTED = {
     study_of_two: ("studies of two patients", "invalidates", ("images",)),
     dicom_of_another: ("patients of DICOM headers", "invalidates", ("images",)),
     blank_images: ("blank images", "misleads", ("images",)),
+    window_beside_the_values: ("blank images", "misleads", ("images",)),
+    twelve_bits_in_sixteen: ("images in a small part of the range", "misleads", ("images",)),
+    overexposed_images: ("images in a small part of the range", "misleads", ("images",)),
     identical_note: ("identical notes", "invalidates", ("notes",)),
     shouted_note: ("identical notes", "invalidates", ("notes",)),
     sample_twice: ("samples twice", "misleads", ("labs",)),
