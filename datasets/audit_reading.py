@@ -18,6 +18,7 @@ from .cohort import Cohort
 from .errors import InputError
 from .files import find_table, find_tables, read_table, resolve_paths
 from .meds import read_division, read_undivided
+from .standards import refuse_other_standards
 from .subject_ids import subject_names
 from .tables import EVENT_TABLES, REQUIRED, require_columns
 from .times import mostly_dates, parse_times
@@ -53,6 +54,7 @@ def open_folder(folder: Path) -> Opened:
         cohort = read_undivided(Cohort, folder, {"invalid": "exclude"})
         births, deaths = (_meds_times(folder, cohort, code) for code in ("MEDS_BIRTH", "MEDS_DEATH"))
         return Opened(cohort, read_division(folder), births, deaths, _refused(cohort))
+    refuse_other_standards(folder)
     paths = find_tables(folder)
     if paths["outcomes"] is None:
         raise InputError(f"{folder} has neither outcomes.csv nor outcomes.parquet, nor MEDS's data/ and metadata/.")

@@ -18,6 +18,7 @@ from .checks import Excerpt
 from .errors import InputError
 from .excerpts import WORDS, Asked, EventRows
 from .pieces import as_frame, pieces, read_parquet
+from .standards import refuse_other_standards
 from .tables import EVENT_TABLES, OPTIONAL, REQUIRED, require_columns
 from .times import require_one_clock
 from .windows import require_history
@@ -115,6 +116,7 @@ def read_cohort(kind: type[Cohort], folder: Path, settings: Mapping[str, object]
         from .meds import read_meds
 
         return read_meds(kind, folder, settings, labelled=labelled)
+    refuse_other_standards(folder)
     paths = find_tables(folder)
     if paths["outcomes"] is None:
         raise InputError(

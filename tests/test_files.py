@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chiasm.datasets import Cohort, InputError
+from chiasm.datasets.audit_reading import open_folder
 from chiasm.datasets.files import read_table
 from chiasm.datasets.pieces import pieces
 
@@ -225,6 +226,33 @@ def test_a_table_under_nearly_its_name_or_in_another_format_is_not_passed_over(t
     )
     with pytest.raises(InputError, match=told):
         Cohort.read(tmp_path)
+
+
+@pytest.mark.parametrize("read", [Cohort.read, open_folder])
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (("person.csv", "measurement.csv", "note.csv"), 'looks like OMOP, .* read_omop\\(".*"\\).write'),
+        (("PERSON.parquet", "VISIT_OCCURRENCE.parquet"), "looks like OMOP"),
+        (("Patient.ndjson", "Observation.000.ndjson"), "looks like a bulk export of FHIR, .* chiasm.datasets.fhir"),
+        (("patients.csv.gz", "labevents.csv.gz"), "looks like MIMIC-IV, .* read_mimic"),
+        (("hosp/patients.csv.gz", "note/discharge.csv.gz"), "looks like MIMIC-IV, .* then chiasm audit mine"),
+        (("files/mimiciv/3.1/hosp/patients.csv.gz",), "looks like MIMIC-IV"),
+    ],
+)
+def test_a_folder_of_another_standard_is_told_with_what_reads_it(tmp_path, read, files, told):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=told):
+        read(tmp_path)
+
+
+def test_five_tables_among_files_of_another_standard_are_read(tmp_path):
+    write(tmp_path, outcomes=OUTCOMES)
+    for name in ("person.csv", "measurement.csv", "Patient.ndjson", "patients.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    assert Cohort.read(tmp_path).subjects == open_folder(tmp_path).cohort.subjects
 
 
 def test_outcomes_in_another_format_or_in_parts_are_named(tmp_path):
