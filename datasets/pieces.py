@@ -59,6 +59,11 @@ def pieces(path: Path, columns: Sequence[str] | None = None, words: Sequence[str
             first += len(piece)
 
 
+def _is_wanted(name: str, columns: Sequence[str] | None) -> bool:
+    """Whether a column is asked for, or is but for case, which whoever asks for it can then say."""
+    return columns is None or name.strip().lower() in columns
+
+
 def as_frame(piece: pa.Table, path: Path) -> pd.DataFrame:
     """A piece of an event table for pandas, days as times.
 
@@ -129,7 +134,7 @@ def _naming(path: Path, what: str) -> Iterator[None]:
 def _parquet_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str]) -> Iterator[pa.Table]:
     with _parquet(path, words) as file:
         names = file.schema_arrow.names
-        wanted = [name for name in names if columns is None or name in columns]
+        wanted = [name for name in names if _is_wanted(name, columns)]
         yield file.schema_arrow.empty_table().select([k for k, name in enumerate(names) if name in wanted])
         for batch in file.iter_batches(_rows_of_a_piece(path, file, wanted, words), columns=wanted):
             # Indices of dictionaries, ends of texts and UTF-8 are not checked otherwise, and would end the process.
@@ -227,11 +232,11 @@ def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str])
         raise InputError(f"{path} is empty. It needs a first line of column names.")
     if len(names) == 1 and any(mark in names[0] for mark in _OTHER_SEPARATORS):
         raise InputError(f"{path} is not separated by commas. Save it with commas between its columns.")
-    wanted = [k for k, name in enumerate(names) if columns is None or name in columns]
+    wanted = [k for k, name in enumerate(names) if _is_wanted(name, columns)]
     if not wanted:
         raise InputError(
-            f"The first line of {path} names none of the columns {', '.join(columns)}. Write their names as here, in "
-            "lower case."
+            f"The first line of {path} names none of the columns {', '.join(columns)}. Begin with a line of these "
+            "names."
         )
     ragged: list[pa_csv.InvalidRow] = []
     read = pa_csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=_block_bytes(path))

@@ -48,6 +48,12 @@ def require_columns(table: pd.DataFrame, name: str) -> None:
     """Raise `InputError` unless the table has the columns that its kind needs, each once."""
     require_table(name, table)
     missing = [column for column in REQUIRED[name] if column not in table.columns]
+    alike = [str(there) for there in table.columns if str(there).strip().lower() in missing]
+    if alike:
+        raise InputError(
+            f"{name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(alike)}, which "
+            "only case or blanks tell apart. Write the names of columns as here, in lower case."
+        )
     if missing:
         # Where no name is known, the first line may be a patient's.
         known = any(column in str(there) for there in table.columns for column in _NAMES)

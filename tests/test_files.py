@@ -353,7 +353,19 @@ def test_a_table_with_other_marks_than_commas_is_refused_by_what_it_lacks(tmp_pa
 
 
 def test_a_table_of_which_no_column_is_known_says_how_columns_are_called(tmp_path):
-    first, rest = LABS.split("\n", 1)
-    write(tmp_path, outcomes=OUTCOMES, labs=f"{first.upper()}\n{rest}")
-    with pytest.raises(InputError, match=r"labs\.csv names none of the columns .*value.*in lower case"):
+    write(tmp_path, outcomes=OUTCOMES, labs=LABS.split("\n", 1)[1])
+    with pytest.raises(InputError, match=r"labs\.csv names none of the columns .*value.*a line of these names"):
         Cohort.read(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("name", FILES)
+def test_columns_in_upper_case_are_told_by_the_names_that_they_have(tmp_path, name, ending):
+    first, rest = FILES[name].split("\n", 1)
+    write(tmp_path, **{"outcomes": OUTCOMES, name: f"{first.upper()}\n{rest}"})
+    if ending == "parquet":
+        pd.read_csv(tmp_path / f"{name}.csv", dtype="str").to_parquet(tmp_path / f"{name}.parquet")
+        (tmp_path / f"{name}.csv").unlink()
+    for read in (Cohort.read, open_folder):
+        with pytest.raises(InputError, match=rf"{name} lacks .*; it has SUBJECT_ID.*which only case or blanks tell"):
+            read(tmp_path)
