@@ -37,6 +37,21 @@ class Packed:
     exclusions: tuple[Exclusion, ...] = ()
     """The files that were left out because the cohort's store was asked to, one by one."""
 
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 `[sample]`: entries."""
+        return np.diff(self.offsets)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 `[sample]`: what an encoder reads: entries, or of notes their tokens, padded to the longest piece."""
+        if self.kind is not Notes or not len(self.rows):
+            return self.counts
+        longest = np.zeros(len(self.counts), np.int64)
+        sample = np.repeat(np.arange(len(longest)), self.counts)
+        np.maximum.at(longest, sample, self.arrays["length"][self.rows].astype(np.int64))
+        return self.counts * longest
+
     def take(self, samples: np.ndarray) -> Part:
         """The part of a batch that holds these samples."""
         counts = self.offsets[samples + 1] - self.offsets[samples]
@@ -118,14 +133,13 @@ class PreparedSamples(torch.utils.data.Dataset):
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64 `[sample]`: entries of all modalities, the measure by which batches are bucketed."""
-        counts = [np.diff(packed.offsets) for packed in self.parts.values()]
-        return np.sum(counts, axis=0) if counts else np.zeros(len(self), np.int64)
+        """int64 `[sample]`: what is read of all modalities, the measure by which batches are bucketed."""
+        return sum((packed.sizes for packed in self.parts.values()), np.zeros(len(self), np.int64))
 
     @property
     def empty(self) -> np.ndarray:
         """bool `[sample]`: True where no modality has anything."""
-        return self.sizes == 0
+        return sum((packed.counts for packed in self.parts.values()), np.zeros(len(self), np.int64)) == 0
 
 
 def prepare(

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from ..datasets.arguments import require_truth, require_whole
-from ..datasets.batch import Notes
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
-from ..datasets.prepared import Packed, PreparedSamples
+from ..datasets.prepared import PreparedSamples
 from ..encoders.recomputing import statistics_stay
 from .inference import to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, recompute, thaw
@@ -163,21 +162,10 @@ def _heaviest(samples: PreparedSamples, count: int) -> Iterator[list[int]]:
     """So many samples that have most of a modality, one modality after the other; what is the same but once."""
     seen = set()
     for packed in samples.parts.values():
-        chosen = tuple(np.argsort(-_weights(packed), kind="stable")[:count].tolist())
+        chosen = tuple(np.argsort(-packed.sizes, kind="stable")[:count].tolist())
         if frozenset(chosen) not in seen:
             seen.add(frozenset(chosen))
             yield list(chosen)
-
-
-def _weights(packed: Packed) -> np.ndarray:
-    """How much each sample has of a modality: rows, or of notes their tokens, padded to the longest piece."""
-    counts = np.diff(packed.offsets)
-    if packed.kind is not Notes or not len(packed.rows):
-        return counts
-    sample = np.repeat(np.arange(len(counts)), counts)
-    longest = np.zeros(len(counts), np.int64)
-    np.maximum.at(longest, sample, packed.arrays["length"][packed.rows].astype(np.int64))
-    return counts * longest
 
 
 class _Gauge:

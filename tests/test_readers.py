@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from chiasm.datasets import Cohort, InputError
-from chiasm.datasets.batch import Notes
+from chiasm.datasets.batch import Labs, Notes
 from chiasm.datasets.lab_reader import LabReader, robust_scale
 from chiasm.datasets.note_reader import NoteReader, train_wordpiece
-from chiasm.datasets.prepared import BucketedBatches, Packed, Reader, prepare
+from chiasm.datasets.prepared import BucketedBatches, Packed, PreparedSamples, Reader, prepare
 from chiasm.datasets.static_reader import StaticReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -668,9 +669,22 @@ def test_preparing_keeps_the_samples_in_order_with_outcomes_and_remarks(prepared
     pd.testing.assert_frame_equal(prepared.keys, whole.outcomes[["subject_id", "prediction_time"]])
     np.testing.assert_array_equal(prepared.outcomes[:, 0], whole.outcomes["died"])
     assert prepared.known.all()
-    np.testing.assert_array_equal(prepared.sizes, sum(np.diff(part.offsets) for part in prepared.parts.values()))
     np.testing.assert_array_equal(prepared.empty, ~whole.has_input()[["labs", "notes", "static"]].any(axis=1))
     assert all(remark.split(":")[0] in ("labs", "notes") for remark in prepared.remarks)
+
+
+def test_the_size_of_a_sample_is_its_events_and_the_tokens_that_its_notes_are_read_as():
+    offsets, rows, hours = np.array([0, 2, 2, 3]), np.array([0, 2, 1]), np.zeros(3, np.float32)
+    # Pieces of 5, 9 and 7 tokens: the first sample's two are both padded to 7.
+    notes = Packed(Notes, offsets, rows, hours, {"length": np.array([5, 9, 7], np.int16)})
+    labs = Packed(Labs, np.array([0, 1, 3, 3]), rows, hours, {})
+    unread = PreparedSamples(pd.DataFrame(index=range(3)), {}, np.zeros((3, 0)), np.zeros((3, 0), bool))
+    samples = replace(unread, parts={"notes": notes, "labs": labs})
+    assert samples.sizes.tolist() == [14 + 1, 0 + 2, 9 + 0]
+    assert samples.empty.tolist() == [False, False, False]
+    assert unread.empty.all()
+    nothing = replace(notes, offsets=np.zeros(4, int), rows=rows[:0], hours=hours[:0])
+    assert nothing.sizes.tolist() == [0, 0, 0]
 
 
 def test_preparing_for_prediction_needs_no_outcome():
