@@ -11,6 +11,7 @@ from .arguments import require_counts, require_numbers
 from .batch import Labs
 from .cohort import Cohort
 from .errors import InputError
+from .lab_units import require_units, stated_units, tell_mixed
 from .prepared import Packed
 from .recent import select
 from .windows import Window, subject_runs
@@ -38,7 +39,8 @@ class LabReader:
     """Turns measurements into (code, scaled value, time step).
 
     Scales come from quantiles, which a few wild values (a pH of 735) cannot move, and what lies
-    far outside is cut at six robust standard deviations.
+    far outside is cut at six robust standard deviations. Values in a unit that is stated, and is another
+    than the training patients', are refused: to a model they would be other values.
 
     Args:
         rare: a code that fewer training patients than this have is left out of the vocabulary.
@@ -56,15 +58,17 @@ class LabReader:
             )
         self.rare, self.resolution, self.steps = rare, resolution, steps
         self.codes_: list[str] = []
+        self.units_: dict[str, list[str]] = {}
         self.centre_ = self.spread_ = self.floor_ = np.zeros(0)
 
     def fit(self, cohort: Cohort) -> None:
         """Learn the vocabulary and one scale a code from what the training samples may see."""
-        self.codes_ = []
+        self.codes_, self.units_ = [], {}
         scales: list[tuple[float, float, float]] = []
         if cohort.labs is not None:
             # Each measurement that some sample sees, once; the sort keeps those of a code by patient.
             rows = np.flatnonzero(cohort.window("labs").seen(len(cohort.labs)))
+            units = stated_units(cohort.labs, rows)
             code, names = cohort.labs["code"].cat.codes.to_numpy()[rows], cohort.labs["code"].cat.categories
             rows = rows[np.argsort(code, kind="stable")]
             ends = np.cumsum(np.bincount(code, minlength=len(names))).tolist()
@@ -75,10 +79,15 @@ class LabReader:
                 if len(patients) >= self.rare:
                     self.codes_.append(name)
                     scales.append(robust_scale(values[own]))
+            self.units_ = {name: units[name] for name in self.codes_ if name in units}
         self.centre_, self.spread_, self.floor_ = np.array(scales, dtype=np.float64).reshape(-1, 3).T
 
     def pack(self, cohort: Cohort) -> Packed:
-        """Measurements of the vocabulary, scaled; others, and values far outside, are counted in the remarks."""
+        """Measurements of the vocabulary, scaled; others, and values far outside, are counted in the remarks.
+
+        Raises:
+            InputError: a code comes in another unit than the training patients have it in.
+        """
         window = cohort.window("labs")
         if cohort.labs is None:
             nothing = {"code": np.zeros(0, np.int64), "value": np.zeros(0, np.float32)}
@@ -86,7 +95,8 @@ class LabReader:
         category, names = cohort.labs["code"].cat.codes.to_numpy(np.intp), cohort.labs["code"].cat.categories
         place = pd.Index(self.codes_, dtype="str").get_indexer(names)
         code = place[category]
-        remarks = []
+        seen = np.flatnonzero(window.seen(len(code)))
+        remarks = [*tell_mixed(self.units_), *require_units(cohort.labs, seen[code[seen] >= 0], self.units_)]
         if (place < 0).any():
             known = code[window.rows] >= 0
             strange = names[np.unique(category[window.rows[~known]])]
@@ -150,10 +160,12 @@ class LabReader:
 
     def state(self) -> dict[str, object]:
         scales = {name: getattr(self, name).tolist() for name in ("centre_", "spread_", "floor_")}
-        return {"codes_": self.codes_, **scales}
+        return {"codes_": self.codes_, "units_": self.units_, **scales}
 
     def restore(self, state: Mapping[str, object]) -> None:
         self.codes_ = list(state["codes_"])
+        # A model that was saved before units were kept takes any.
+        self.units_ = {code: list(units) for code, units in state.get("units_", {}).items()}
         self.centre_, self.spread_, self.floor_ = (
             np.array(state[name], dtype=np.float64) for name in ("centre_", "spread_", "floor_")
         )

@@ -246,6 +246,41 @@ def test_a_code_of_too_few_patients_is_left_out_and_counted():
     assert LabReader().pack(labs(rows)).remarks == ("labs: 11 measurements of 2 codes outside the vocabulary",)
 
 
+def in_units(units: list[str | None], code: str = "hemoglobin") -> Cohort:
+    """A measurement of each patient, in such a unit."""
+    made = labs([(who, -1.0, code, 14.0 + who) for who in range(len(units))])
+    return Cohort(made.outcomes, labs=made.labs.assign(unit=units))
+
+
+def test_values_in_another_unit_than_the_training_patients_are_refused():
+    reader = LabReader()
+    reader.fit(in_units(["g/dL"] * 5))
+    other = LabReader()
+    other.restore(reader.state())
+    for own in (reader, other):
+        with pytest.raises(
+            InputError, match=r"hemoglobin comes in mmol/L, .* have it in g/dL.* to=\{.hemoglobin.: .g/"
+        ):
+            own.pack(in_units(["g/dL", "mmol/L"]))
+    # Other spellings, 1 g/dL being 10 g/L, and a unit that is not stated.
+    assert reader.pack(in_units(["G/DL", " g / dl", None, ""])).remarks == ()
+    with pytest.raises(InputError, match="hemoglobin comes in g/L"):
+        reader.pack(in_units(["g/L"]))
+    # What a model does not read may come in any unit, and what had none in training, too.
+    assert "outside the vocabulary" in reader.pack(in_units(["mmol/L"], code="lactate")).remarks[0]
+    unstated = LabReader()
+    unstated.fit(in_units([None] * 5))
+    assert unstated.pack(in_units(["mmol/L"])).remarks == ()
+
+
+def test_units_that_are_not_known_or_differ_in_training_are_told():
+    reader = LabReader()
+    reader.fit(in_units(["g/dL", "g/dL", "g/L", "G/DL", "spoons"]))
+    mixed, untold = reader.pack(in_units(["g/L", "cups"])).remarks
+    assert "hemoglobin (g/L, g/dL, spoons). Give each code one unit by harmonise_units" in mixed.replace("G/DL", "g/dL")
+    assert untold.endswith("hemoglobin (cups; in training " + ", ".join(reader.units_["hemoglobin"]) + ")")
+
+
 def test_a_value_far_outside_of_all_training_values_is_cut_and_counted():
     draw = np.random.default_rng(0)
     usual = [
