@@ -71,7 +71,7 @@ class Batch(NamedTuple):
     parts: dict[str, Part]
     """By modality: `image`, `labs`, `notes`, `static`, as many as the model reads."""
     outcomes: Float[Tensor, "patient outcome"]
-    """0/1, class number or value; 0 where unknown."""
+    """0/1 (in training maybe a probability), class number, or value; 0 where unknown."""
     known: Bool[Tensor, "patient outcome"]
 
     def __reduce__(self) -> tuple:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from ..datasets.arguments import require_numbers
 from ..datasets.batch import Labs
 from ..datasets.errors import InputError
 
@@ -59,6 +60,7 @@ class LabAugmentation:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
+        require_numbers(**asdict(self))
         if not 0 <= self.dropped < 0.5:
             raise InputError(f"dropped is {self.dropped}; expected a share of the measurements from 0 to below 0.5.")
         if not 0 <= self.jitter <= 1:
@@ -68,8 +70,18 @@ class LabAugmentation:
 
     @classmethod
     def of(cls, given: LabAugmentation | Mapping[str, float]) -> LabAugmentation:
-        """As it is, or from the names and numbers that a saved model has of it."""
-        return given if isinstance(given, cls) else cls(**given)
+        """As it is, or from the names and numbers that a saved model has of it.
+
+        Raises:
+            InputError: it is neither, or has other names.
+        """
+        if isinstance(given, cls):
+            return given
+        names = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping) or set(given) - set(names):
+            told = ", ".join(map(str, given)) if isinstance(given, Mapping) else type(given).__name__
+            raise InputError(f"augmentation has {told}; expected a LabAugmentation, or numbers of {', '.join(names)}.")
+        return cls(**given)
 
     def __call__(self, part: Labs, patients: int) -> Labs:
         """The series of a batch of so many patients, varied; some measurement of each stays."""

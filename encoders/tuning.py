@@ -26,9 +26,9 @@ _SCALING = 2.0
 _WORDS: dict[str, tuple[str, Callable[[float], bool], float | None]] = {
     "full": ("share of the learning rate, above 0 to 1", lambda v: 0 < v <= 1, None),
     "frozen": ("", lambda _: False, None),
-    "gradual": ("whole number of epochs a stage, of at least 1", lambda v: v >= 1 and v == int(v), 1),
+    "gradual": ("whole number of epochs a stage, of at least 1", lambda v: v >= 1 and v.is_integer(), 1),
     "layerwise": ("decay a layer, above 0 to 1", lambda v: 0 < v <= 1, 0.8),
-    "lora": ("whole number as rank, of at least 1", lambda v: v >= 1 and v == int(v), 8),
+    "lora": ("whole number as rank, of at least 1", lambda v: v >= 1 and v.is_integer(), 8),
 }
 
 

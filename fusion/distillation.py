@@ -14,75 +14,107 @@ import numpy as np
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import PreparedSamples
-from .baselines import SummaryFeatures, boosting
+from .baselines import READ, BaselineFeatures, boosting
 from .model import FusionModel
 
 _FOLDS = 8
-"""Each patient's risk is told by boosting on seven eighths of the patients; more folds tell hardly more."""
-_READ = ("labs", "static")
-"""What boosting on summary features reads."""
+"""Of the training patients: each one's risk is told by boosting on seven eighths of them."""
 
 
 def distilled(
     samples: PreparedSamples, train: Cohort, model: FusionModel, *, share: float, seed: int
-) -> PreparedSamples:
+) -> tuple[PreparedSamples, tuple[str, ...]]:
     """The samples with labels of binary outcomes that are partly risks by boosting.
+
+    Each process and each start of a run trains the teacher anew: it is the same one, and takes seconds.
 
     Args:
         samples: of `train`, in its order.
         train: the training patients.
-        model: boosting sees no modality that the model does not.
+        model: boosting sees no modality that it does not, and no further back.
         share: of each label, from 0 to 1.
         seed: of the folds and of boosting.
 
+    Returns:
+        The samples, and a remark on each outcome that stays as it is, since it has too few patients of a class.
+
     Raises:
-        InputError: the model has no binary outcome, or neither labs nor static facts; or a class has a single patient.
+        InputError: the model has no binary outcome; there is neither a lab nor a static fact to learn from; or no
+            outcome has enough patients.
 
     Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2. We differ:
     the teacher is gradient boosting, it never saw the patient whom it speaks of, and there is no temperature.
     """
-    binary = [(i, name) for i, (name, kind) in enumerate(model.outcomes.items()) if kind == "binary"]
+    binary = {name: i for i, (name, kind) in enumerate(model.outcomes.items()) if kind == "binary"}
     if not binary:
-        raise InputError("distillation= is for binary outcomes, and the model predicts none. Leave it out.")
-    unread = {name: None for name in _READ if name not in model.modalities}
-    seen = train.with_tables("what the teacher reads", **unread)
-    outcomes = samples.outcomes.copy()
-    for i, name in binary:
-        known = samples.known[:, i]
-        labels = samples.outcomes[known, i]
-        taught = cross_fitted_risks(seen.keep(known, why=f"{name} is known"), labels.astype(int), seed=seed)
-        outcomes[known, i] += share * (taught - labels)
-    return replace(samples, outcomes=outcomes)
-
-
-def cross_fitted_risks(cohort: Cohort, labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Each sample's risk by boosting on labs and static facts that was trained on other patients, `[sample]`.
-
-    Args:
-        cohort: the samples.
-        labels: 0 or 1 for each of them.
-        seed: of the folds and of boosting.
-
-    Raises:
-        InputError: there is neither a lab nor a static fact, or a single patient of a class.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-
-    features = SummaryFeatures().fit(cohort).transform(cohort)
+        raise InputError("distillation= is for binary outcomes (0 and 1), and the model predicts none. Leave it out.")
+    unread = {name: None for name in READ if name not in model.modalities}
+    seen = model.as_seen(train).with_tables("what the teacher reads", **unread)
+    features = BaselineFeatures().fit(seen).transform(seen).to_numpy()
     if not features.shape[1]:
         raise InputError(
-            "distillation= learns from gradient boosting on labs and static facts, and the model or its patients have "
-            "neither. Leave it out."
+            "distillation= learns from gradient boosting on labs and static facts. The model reads neither, or no "
+            "static fact is there and no lab code has 5 training patients. Leave it out."
         )
-    patients = cohort.outcomes["subject_id"]
-    fewest = min(patients[labels == label].nunique() for label in (0, 1))
-    if fewest < 2:
+    patients = train.outcomes["subject_id"].to_numpy()
+    outcomes, remarks = samples.outcomes.copy(), []
+    for name, i in binary.items():
+        known = samples.known[:, i]
+        labels = samples.outcomes[known, i]
+        risks = cross_fitted_risks(features[known], labels.astype(int), patients[known], seed=seed)
+        if risks is None:
+            remarks.append(f"outcomes: {name} has too few patients of a class to be learned from boosting")
+        else:
+            outcomes[known, i] += share * (risks - labels)
+    if len(remarks) == len(binary):
         raise InputError(
-            "distillation= needs two training patients of each class at least, and of one there is a single one. "
+            f"distillation= needs two training patients of each class at least, and {next(iter(binary))} has fewer. "
             "Leave it out, or bring more patients."
         )
-    count = min(_FOLDS, fewest)
-    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    teacher = boosting(len(labels) * (count - 1) // count, seed)
-    risks = cross_val_predict(teacher, features.to_numpy(), labels, groups=patients, cv=folds, method="predict_proba")
-    return risks[:, 1]
+    return replace(samples, outcomes=outcomes), tuple(remarks)
+
+
+def cross_fitted_risks(
+    features: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, seed: int = 0
+) -> np.ndarray | None:
+    """Each sample's risk by boosting that was trained on other patients, `[sample]`.
+
+    Args:
+        features: `[sample, feature]`; NaN where a feature is missing.
+        labels: 0 or 1, `[sample]`.
+        patients: whose sample it is, `[sample]`.
+        seed: of the folds and of boosting.
+
+    Returns:
+        None where patients cannot be divided so that those to learn from are always of both classes.
+    """
+    folds = _folds(labels, patients, seed)
+    if folds is None:
+        return None
+    risks = np.zeros(len(labels))
+    for others, own in folds:
+        teacher = boosting(len(others), seed).fit(features[others], labels[others])
+        risks[own] = teacher.predict_proba(features[own])[:, 1]
+    return risks
+
+
+def _folds(labels: np.ndarray, patients: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Rows of the others and rows of the fold, by patient; fewer folds where a class has few patients."""
+    from sklearn.model_selection import StratifiedKFold
+
+    fewest = min(len(np.unique(patients[labels == label])) for label in (0, 1))
+    if fewest < 2:
+        return None
+    # Patients are divided, not samples: one with many samples would take a class with it.
+    names, place = np.unique(patients, return_inverse=True)
+    ever = np.zeros(len(names), int)
+    np.maximum.at(ever, place, labels)
+    rarest = min(np.bincount(ever, minlength=2)[ever])
+    division = StratifiedKFold(min(_FOLDS, fewest, max(2, rarest)), shuffle=True, random_state=seed)
+    folds = []
+    for _, own in division.split(names, ever):
+        inside = np.isin(place, own)
+        if len(np.unique(labels[~inside])) < 2:
+            return None
+        folds.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
+    return folds

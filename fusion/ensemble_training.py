@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 
 from ..datasets.arguments import as_path, require_whole
@@ -54,7 +55,10 @@ def fit_ensemble(
     """
     require_whole("members", members, least=1)
     require_whole("seed", seed, least=0, most=LARGEST_SEED + 1 - members)
-    taken = {"seed", "out", "on_start"} & set(training or {})
+    if not isinstance(training or {}, Mapping) or set(training or {}) - set(signature(fit).parameters):
+        told = ", ".join(map(str, training)) if isinstance(training, Mapping) else type(training).__name__
+        raise InputError(f"training= has {told}; expected arguments of fit by name.")
+    taken = {"model", "train", "valid", "seed", "out", "on_start"} & set(training or {})
     if taken:
         raise InputError(f"training= gives {min(taken)}, which is an argument of fit_ensemble itself. Give it there.")
     if isinstance(make_model, FusionModel) or not callable(make_model):
@@ -67,6 +71,8 @@ def fit_ensemble(
     with alone_in(store):
         for number in range(members):
             model = make_model()
+            if isinstance(model, FusionModel) and model.is_built:
+                raise InputError("make_model gave a model that was trained before. Have it make a new one each time.")
             folder = store and store / "members" / str(number)
             start = None if number else on_start
             given = {"seed": seed + number, "out": folder, "on_start": start} | dict(training or {})

@@ -142,6 +142,13 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
     Source: Shapley, A value for n-person games, 1953; exact, over all 2^M subsets of M modalities.
     """
     if isinstance(model, Ensemble):
+        read = {member.modalities for member in model.members}
+        if len(read) > 1:
+            told = " and ".join(", ".join(names) for names in sorted(read))
+            raise InputError(
+                f"The members read different modalities, {told}, so that what one has no value for cannot be averaged. "
+                "Ask each alone: contributions(ensemble.members[0], cohort)."
+            )
         # Shapley values of a mean are the means of Shapley values.
         return model.mean([contributions(member, cohort, batch_size=batch_size) for member in model.members])
     require_trained(model)

@@ -31,14 +31,17 @@ def fixed_weights(model: FusionModel) -> frozenset[str]:
     return frozenset(name for name, weight in model.named_parameters() if not weight.requires_grad)
 
 
-def tell_tuning(model: FusionModel) -> tuple[str, ...]:
-    """How each network is tuned and how many of its weights learn, one sentence an encoder."""
+def tell_tuning(model: FusionModel, epochs: int) -> tuple[str, ...]:
+    """How each network is tuned and how many of its weights learn in so many epochs, one sentence an encoder."""
     told = []
     for name, encoder in tuned_encoders(model):
         weights = list(encoder.parameters())
+        # What is unfrozen by depth may never be reached.
+        encoder.thaw(epochs - 1)
         learning = sum(weight.numel() for weight in weights if weight.requires_grad)
-        shares = {share for _, share in encoder.rates() if share != 1}
-        slower = f", at {_span(shares)} of the learning rate" if shares else ""
+        encoder.thaw(None)
+        shares = {share for _, share in encoder.rates()}
+        slower = f", at {_span(shares)} of the learning rate" if shares - {1} else ""
         whole = sum(weight.numel() for weight in weights)
         told.append(f"{name}: {encoder.tuning}; {learning:,} of {whole:,} weights learn{slower}")
     return tuple(told)

@@ -103,7 +103,7 @@ class FusionModel(nn.Module):
         unnamed = [name for name in outcomes if not isinstance(name, str) or not name]
         if unnamed:
             raise InputError(f"outcomes= names an outcome {unnamed[0]!r}; expected the name of a column, as text.")
-        require_numbers(modality_dropout=modality_dropout, auxiliary=auxiliary)
+        require_numbers(modality_dropout=modality_dropout, auxiliary=auxiliary, label_smoothing=label_smoothing)
         if not 0 <= modality_dropout < 1:
             raise InputError(f"modality_dropout is {modality_dropout}; expected a probability from 0 to below 1.")
         if not 0 <= auxiliary < math.inf:
@@ -155,6 +155,8 @@ class FusionModel(nn.Module):
         for name, encoder in self.encoders.items():
             if next(encoder.parameters(), None) is not None:
                 raise InputError(f"{name}= was built before, for another model. Give each model encoders of its own.")
+        if next(self.fusion.parameters(), None) is not None:
+            raise InputError("fusion= was built before, for another model. Give each model a head of its own.")
         self.history_ = cohort.history
         with limited_weights(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -179,13 +181,18 @@ class FusionModel(nn.Module):
         Raises:
             InputError: a file cannot be read, or an outcome is missing or does not fit its kind.
         """
-        require_cohort(cohort)
-        if cohort.history != self.history_:
-            # A copy, whose windows are not drawn yet.
-            cohort = cohort.noted("inputs as far back as in training")
-            cohort.history = self.history_
-        samples = prepare(cohort, self.readers, self.outcomes if labelled else None)
+        samples = prepare(self.as_seen(cohort), self.readers, self.outcomes if labelled else None)
         return replace(samples, parts={name: self._told(name, packed) for name, packed in samples.parts.items()})
+
+    def as_seen(self, cohort: Cohort) -> Cohort:
+        """The cohort with inputs as far back as the model was trained to look."""
+        require_cohort(cohort)
+        if cohort.history == self.history_:
+            return cohort
+        # A copy, whose windows are not drawn yet.
+        cohort = cohort.noted("inputs as far back as in training")
+        cohort.history = self.history_
+        return cohort
 
     def _told(self, name: str, packed: Packed) -> Packed:
         """One modality of all samples, with a remark on what its encoder does not read in detail."""

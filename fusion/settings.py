@@ -69,7 +69,7 @@ class TrainingSettings:
         }
         for name, (is_right, expected) in ranges.items():
             value = getattr(self, name)
-            if not isinstance(value, Real) or not is_right(value):
+            if not isinstance(value, Real) or isinstance(value, bool) or not is_right(value):
                 raise InputError(f"{name} is {value!r}; expected {expected}.")
         choices = {
             "optimizer": ("adamw", "sgd"),

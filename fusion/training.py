@@ -112,9 +112,9 @@ def fit(
         balanced: weigh classes by the inverse of their rate. Ranks may gain; probabilities are no
             longer calibrated.
         distillation: share of each label of a binary outcome that is the risk by gradient boosting on summary
-            features of labs and static facts, trained on other training patients. Worth trying where boosting is as
-            good as the network: on PhysioNet 2012 a network that was taught so passes its teacher. The training loss
-            then counts from those labels; validation sees none of it.
+            features of labs and static facts, trained on other training patients. Worth trying where boosting is
+            better than the network: on PhysioNet 2012 one that was taught so comes level with its teacher. The training
+            loss then counts from those labels; validation sees none of it.
         precision: "fp32", "bf16" or "fp16" (autocast; fp16 with scaled gradients).
         accumulate: parts that a process's share of a batch is divided into, one after the other, so that it fits
             into memory. Batch norms see the parts.
@@ -181,11 +181,11 @@ def fit(
     accelerator = make_accelerator(timeout=timeout)
     # What is done after the others were told of a failure: they do not wait for it.
     with ExitStack() as after, EndingTogether(accelerator), repeatable(deterministic), showing_progress(progress):
-        samples, held_out = read_samples(model, train, valid, settings)
+        samples, held_out, remarks = read_samples(model, train, valid, settings)
         steps = math.ceil(len(samples) / batch_size)
         network, state = _set_up(model, steps, settings, machine, accelerator)
-        state.history.remarks = samples.remarks + (held_out.remarks if held_out else ())
-        state.history.tuning = tell_tuning(model) + recompute_activations(state.model, machine.recompute)
+        state.history.remarks = remarks
+        state.history.tuning = tell_tuning(model, epochs) + recompute_activations(state.model, machine.recompute)
 
         # What was done before, if this run was stopped.
         fingerprint = fingerprint_of(samples, held_out, asdict(settings) | model.plan)

@@ -62,8 +62,8 @@ def check_cohorts(model: FusionModel, train: Cohort, valid: Cohort | None) -> No
 
 def read_samples(
     model: FusionModel, train: Cohort, valid: Cohort | None, settings: TrainingSettings
-) -> tuple[PreparedSamples, PreparedSamples | None]:
-    """The samples as arrays, after the model was built on the training patients if it was not."""
+) -> tuple[PreparedSamples, PreparedSamples | None, tuple[str, ...]]:
+    """The samples as arrays, after the model was built on the training patients if it was not; and remarks on both."""
     fresh = not model.is_built
     if fresh:
         model.build(train, seed=settings.seed)
@@ -72,9 +72,12 @@ def read_samples(
     if fresh:
         outcomes, known = torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known)
         model.fit_scales(outcomes, known, balanced=settings.balanced)
+    remarks = samples.remarks + (held_out.remarks if held_out else ())
     if settings.distillation:
-        samples = distilled(samples, train, model, share=settings.distillation, seed=settings.seed)
-    return samples, held_out
+        # After scales were learned, which count whole labels.
+        samples, told = distilled(samples, train, model, share=settings.distillation, seed=settings.seed)
+        remarks += told
+    return samples, held_out, remarks
 
 
 def encoded_once(

@@ -57,10 +57,10 @@ class Settings:
 
 SEARCHED = {
     "width": Choice(32, 64, 128),
-    "dropout": Range(0.2, 0.6),
-    "summary_dropout": Range(0.3, 0.8),
+    "dropout": Range(0.0, 0.6),
+    "summary_dropout": Range(0.0, 0.8),
     "measurement_dropout": Range(0.0, 0.4),
-    "epochs": Range(4, 16),
+    "epochs": Range(4, 32),
     "learning_rate": Range(3e-4, 3e-3, log=True),
     "weight_decay": Range(0.1, 5.0, log=True),
     "distillation": Range(0.0, 1.0),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from chiasm.datasets import Cohort, InputError, slabs
 from chiasm.datasets.arguments import require_truth
-from chiasm.encoders import ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder
+from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import (
     BottleneckFusion,
     CrossAttentionFusion,
@@ -92,6 +92,10 @@ def bare(kind: type, *arguments: object, **settings: object) -> object:
         (lambda: bare(LabEncoder, layers=1.5), "layers is 1.5; expected a whole number"),
         (lambda: bare(LabEncoder, width=10**30), r"width is 10{30}; expected a whole number, of 1e9 at most"),
         (lambda: bare(LabEncoder, dropout="0.1"), "dropout is '0.1'; expected a number"),
+        (lambda: bare(LabEncoder, augmentation=None), "augmentation has NoneType; expected a LabAugmentation"),
+        (lambda: bare(LabEncoder, augmentation=0.1), "augmentation has float; expected a LabAugmentation"),
+        (lambda: bare(LabEncoder, augmentation={"turned": 1.0}), "augmentation has turned; expected a LabAugmentation"),
+        (lambda: bare(LabAugmentation, dropped="0.1"), "dropped is '0.1'; expected a number"),
         (lambda: bare(LabEncoder, summary_dropout=None), "summary_dropout is None; expected a number"),
         (lambda: bare(LabEncoder, bends="no"), "bends is 'no'; expected True or False"),
         (lambda: bare(LabEncoder, rare="5"), "rare is '5'; expected a whole number"),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.datasets import Cohort, InputError
-from chiasm.fusion.baselines import BASELINES, SummaryFeatures, baseline_risks
+from chiasm.fusion.baselines import BASELINES, BaselineFeatures, baseline_risks, boosting
 from sklearn.metrics import f1_score, roc_auc_score
 
 DAY = pd.Timestamp("2031-05-17 08:00")
@@ -29,7 +29,7 @@ def cohort_of(patients: int, seed: int) -> Cohort:
 
 def test_summary_features_are_last_min_max_mean_and_count():
     cohort = cohort_of(20, seed=0)
-    table = SummaryFeatures().fit(cohort).transform(cohort)
+    table = BaselineFeatures().fit(cohort).transform(cohort)
     values = cohort.labs[cohort.labs["subject_id"] == cohort.outcomes["subject_id"].iloc[-1]]["value"]
     own = table.iloc[-1]
     expected = [values.iloc[-1], values.min(), values.max(), values.mean(), 3]
@@ -40,7 +40,7 @@ def test_summary_features_are_last_min_max_mean_and_count():
 
 def test_a_patient_without_labs_has_missing_values_and_a_count_of_zero():
     cohort = cohort_of(20, seed=0)
-    table = SummaryFeatures().fit(cohort).transform(cohort)
+    table = BaselineFeatures().fit(cohort).transform(cohort)
     without = ~cohort.has_input()["labs"].to_numpy()
     assert without.sum() == 5
     assert table.loc[without, "lactate last"].isna().all()
@@ -87,3 +87,7 @@ def test_a_cohort_without_labs_and_facts_is_refused():
     cohort = cohort_of(20, seed=0).with_tables("nothing", static=None, labs=None)
     with pytest.raises(InputError, match="has neither"):
         baseline_risks("gradient boosting", cohort, cohort, "died")
+
+
+def test_boosting_learns_from_all_rows_however_many_they_are():
+    assert boosting(20_000).get_params()["early_stopping"] is False

@@ -6,7 +6,7 @@ import pytest
 from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import LabEncoder, NoteEncoder, StaticEncoder
 from chiasm.fusion import FusionModel, fit
-from chiasm.fusion.baselines import SummaryFeatures, boosting
+from chiasm.fusion.baselines import BaselineFeatures, boosting
 from chiasm.fusion.distillation import cross_fitted_risks, distilled
 from sklearn.metrics import roc_auc_score
 
@@ -37,6 +37,11 @@ def labels_of(cohort: Cohort) -> np.ndarray:
     return cohort.outcomes["died"].to_numpy(int)
 
 
+def risks_of(cohort: Cohort, seed: int = 0) -> np.ndarray:
+    features = BaselineFeatures().fit(cohort).transform(cohort).to_numpy()
+    return cross_fitted_risks(features, labels_of(cohort), cohort.outcomes["subject_id"].to_numpy(), seed=seed)
+
+
 def model_of(cohort: Cohort, **encoders: object) -> FusionModel:
     encoders = encoders or {"labs": LabEncoder(16), "static": StaticEncoder(16)}
     return FusionModel(**encoders, outcomes=cohort.outcome_kinds)
@@ -46,17 +51,17 @@ def model_of(cohort: Cohort, **encoders: object) -> FusionModel:
 def test_the_teacher_cannot_tell_labels_that_are_chance(samples):
     cohort = cohort_of(200, samples=samples)
     labels = labels_of(cohort)
-    told = cross_fitted_risks(cohort, labels)
+    told = risks_of(cohort)
     assert roc_auc_score(labels, told) < 0.65
     # One that saw them learns them by heart, so that the test above would notice.
-    inputs = SummaryFeatures().fit(cohort).transform(cohort)
+    inputs = BaselineFeatures().fit(cohort).transform(cohort)
     seen = boosting(len(labels)).fit(inputs, labels).predict_proba(inputs)[:, 1]
     assert roc_auc_score(labels, seen) > 0.8
 
 
 def test_the_teacher_finds_what_boosting_finds():
     cohort = cohort_of(300, effect=3.0)
-    assert roc_auc_score(labels_of(cohort), cross_fitted_risks(cohort, labels_of(cohort))) > 0.8
+    assert roc_auc_score(labels_of(cohort), risks_of(cohort)) > 0.8
 
 
 def test_a_share_of_each_known_label_is_the_teachers_risk():
@@ -67,11 +72,12 @@ def test_a_share_of_each_known_label_is_the_teachers_risk():
     model = model_of(cohort)
     model.build(cohort, seed=0)
     samples = model.read(cohort, labelled=True)
-    taught = distilled(samples, cohort, model, share=0.75, seed=3)
+    taught, remarks = distilled(samples, cohort, model, share=0.75, seed=3)
     known = cohort.keep(~unknown, why="known")
-    expected = 0.25 * labels_of(known) + 0.75 * cross_fitted_risks(known, labels_of(known), seed=3)
+    expected = 0.25 * labels_of(known) + 0.75 * risks_of(known, seed=3)
     assert taught.outcomes[~unknown, 0] == pytest.approx(expected, abs=1e-6)
     assert (taught.known == samples.known).all()
+    assert remarks == ()
     assert set(samples.outcomes[:, 0]) == {0.0, 1.0}
 
 
@@ -80,9 +86,23 @@ def test_the_teacher_sees_no_modality_that_the_model_does_not():
     model = model_of(cohort, static=StaticEncoder(16))
     model.build(cohort, seed=0)
     samples = model.read(cohort, labelled=True)
-    without = distilled(samples, cohort, model, share=1.0, seed=0)
+    without, _ = distilled(samples, cohort, model, share=1.0, seed=0)
     changed = cohort.with_tables("others", labs=cohort.labs.assign(value=1.0))
-    assert (distilled(samples, changed, model, share=1.0, seed=0).outcomes == without.outcomes).all()
+    again, _ = distilled(samples, changed, model, share=1.0, seed=0)
+    assert (again.outcomes == without.outcomes).all()
+
+
+def test_the_teacher_looks_no_further_back_than_the_model():
+    cohort = cohort_of(100, effect=2.0)
+    older = cohort.labs.assign(time=cohort.labs["time"] - pd.Timedelta(hours=90), value=cohort.labs["value"] * 7)
+    both = Cohort(cohort.outcomes, labs=pd.concat([cohort.labs, older]), static=cohort.static)
+    recent = Cohort(both.outcomes, labs=both.labs, static=both.static, history=6)
+    model = model_of(recent)
+    model.build(recent, seed=0)
+    samples = model.read(both, labelled=True)
+    expected = risks_of(cohort, seed=0)
+    taught, _ = distilled(samples, both, model, share=1.0, seed=0)
+    assert taught.outcomes[:, 0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_training_from_a_teacher_repeats_itself_and_differs_from_training_without():
@@ -99,7 +119,7 @@ def test_training_from_a_teacher_repeats_itself_and_differs_from_training_withou
 def test_a_model_of_no_binary_outcome_has_no_teacher():
     cohort = cohort_of(40)
     days = Cohort(cohort.outcomes.drop(columns="died").assign(days=np.arange(40) / 7), labs=cohort.labs)
-    with pytest.raises(InputError, match="is for binary outcomes, and the model predicts none"):
+    with pytest.raises(InputError, match=r"is for binary outcomes \(0 and 1\), and the model predicts none"):
         fit(model_of(days, labs=LabEncoder(16)), days, distillation=0.5, **SHORT)
 
 
@@ -107,14 +127,32 @@ def test_a_model_of_notes_alone_has_no_teacher():
     cohort = cohort_of(40)
     notes = cohort.labs[["subject_id", "time"]].assign(text="Stable overnight.")
     cohort = Cohort(cohort.outcomes, notes=notes, labs=cohort.labs)
-    with pytest.raises(InputError, match="have neither"):
+    with pytest.raises(InputError, match="The model reads neither"):
         fit(model_of(cohort, notes=NoteEncoder()), cohort, distillation=0.5, **SHORT)
 
 
 def test_a_single_patient_of_a_class_has_no_teacher_and_two_have():
     cohort = cohort_of(40)
     two = Cohort(cohort.outcomes.assign(died=(np.arange(40) < 2).astype(int)), labs=cohort.labs)
-    assert np.isfinite(cross_fitted_risks(two, labels_of(two))).all()
-    few = Cohort(cohort.outcomes.assign(died=(np.arange(40) < 1).astype(int)), labs=cohort.labs)
-    with pytest.raises(InputError, match="needs two training patients of each class"):
-        fit(model_of(few, labs=LabEncoder(16)), few, distillation=0.5, **SHORT)
+    assert np.isfinite(risks_of(two)).all()
+    one = Cohort(cohort.outcomes.assign(died=(np.arange(40) < 1).astype(int)), labs=cohort.labs)
+    with pytest.raises(InputError, match="needs two training patients of each class at least, and died has fewer"):
+        fit(model_of(one, labs=LabEncoder(16)), one, distillation=0.5, **SHORT)
+    # One outcome of several stays as it is, and that is told.
+    several = Cohort(one.outcomes.assign(stayed=cohort.outcomes["died"]), labs=cohort.labs)
+    history = fit(model_of(several, labs=LabEncoder(16)), several, epochs=1, distillation=0.5, **SHORT)
+    assert "outcomes: died has too few patients of a class to be learned from boosting" in history.remarks
+
+
+def test_patients_of_many_samples_take_no_class_with_them():
+    # Divided so that samples are balanced, the two patients with positive ones often end in one fold.
+    patients = np.repeat([0, 1, 2, 3, 4, 5, 6], [6, 6, 6, 3, 1, 8, 6])
+    labels = (patients == 5).astype(int)
+    labels[10] = 1
+    features = np.random.default_rng(0).normal(size=(len(labels), 2))
+    for seed in range(20):
+        risks = cross_fitted_risks(features, labels, patients, seed=seed)
+        assert risks is not None
+        assert np.isfinite(risks).all()
+    # Both classes in the one fold of a patient who has all of one of them.
+    assert cross_fitted_risks(features, (patients == 5).astype(int), patients) is None

@@ -142,11 +142,28 @@ def test_members_of_different_outcomes_or_spans_are_refused(parts, trained):
         ({"members": 0}, "members is 0"),
         ({"seed": 2**32 - 1}, "seed is 4294967295"),
         ({"training": {"seed": 1}}, "training= gives seed"),
+        ({"training": {"valid": None}}, "training= gives valid"),
+        ({"training": {"foo": 1}}, "training= has foo; expected arguments of fit"),
+        ({"training": [1]}, "training= has list; expected arguments of fit"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(parts, wrong, match):
     with pytest.raises(InputError, match=match):
         fit_ensemble(make_model, *parts[:2], **{"members": 2} | wrong)
+
+
+def test_a_model_that_was_trained_before_is_no_new_member(parts, trained):
+    with pytest.raises(InputError, match="make_model gave a model that was trained before"):
+        fit_ensemble(lambda: trained[0].members[0], *parts[:2], members=2, training=TRAINING)
+
+
+def test_members_of_different_modalities_predict_together_and_are_explained_alone(parts, trained):
+    facts = FusionModel(static=StaticEncoder(8), fusion=ConcatenationFusion(8), outcomes={"died": "binary"})
+    facts.build(parts[0])
+    both = Ensemble([trained[0].members[0], facts])
+    assert len(predict(both, parts[2])) == len(parts[2])
+    with pytest.raises(InputError, match=r"read different modalities, labs, static and static, .* Ask each alone"):
+        contributions(both, parts[2])
 
 
 def test_what_one_member_refuses_is_refused(trained):

@@ -332,6 +332,10 @@ BINARY = {"died": "binary"}
             r"label_smoothing is 1\.0; expected a share",
         ),
         ({"labs": LabEncoder(), "outcomes": BINARY, "label_smoothing": -0.1}, r"label_smoothing is -0\.1"),
+        (
+            {"labs": LabEncoder(), "outcomes": BINARY, "label_smoothing": None},
+            "label_smoothing is None; expected a number",
+        ),
         ({"labs": LabEncoder(), "outcomes": BINARY, "fusion": LabEncoder()}, "fusion= was given a LabEncoder"),
     ],
 )
@@ -378,4 +382,7 @@ def test_parts_of_one_model_cannot_be_taken_for_another(cohort):
     second = FusionModel(labs=labs, fusion=ConcatenationFusion(8), outcomes=cohort.outcome_kinds)
     with pytest.raises(InputError, match="labs= was built before"):
         second.build(cohort, seed=1)
+    third = FusionModel(labs=LabEncoder(8, rare=1), fusion=first.fusion, outcomes=cohort.outcome_kinds)
+    with pytest.raises(InputError, match="fusion= was built before"):
+        third.build(cohort, seed=1)
     assert all(torch.equal(before[name], value) for name, value in first.state_dict().items())

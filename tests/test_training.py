@@ -380,6 +380,7 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
         ({"warmup": 2.0}, r"warmup is 2\.0"),
         ({"clip": 0.0}, r"clip is 0\.0"),
         ({"average": 1.0}, r"average is 1\.0"),
+        ({"distillation": True}, "distillation is True; expected a share"),
         ({"distillation": 1.5}, r"distillation is 1\.5; expected a share of the labels, from 0 to 1"),
         ({"patience": 0}, r"patience is 0"),
         ({"keep": "first"}, "keep is 'first'; expected 'best' or 'last'"),

@@ -95,6 +95,8 @@ def test_a_way_of_tuning_is_a_word_or_a_word_and_its_number():
         ("layerwise:1.5", "decay a layer, above 0 to 1"),
         ("lora:none", "whole number as rank"),
         ("lora:", "whole number as rank"),
+        ("lora:inf", "whole number as rank"),
+        ("gradual:inf", "whole number of epochs a stage"),
     ],
 )
 def test_other_words_and_numbers_are_refused_alike_by_both_encoders(modality, text, match):
@@ -237,13 +239,24 @@ def test_a_model_tells_how_many_weights_of_each_network_learn(cohort):
     model.build(cohort)
     whole = [sum(own.numel() for own in encoder.parameters()) for encoder in model.encoders.values()]
     learned = model.encoders["image"].position.numel()
-    assert tell_tuning(model) == (
+    assert tell_tuning(model, 9) == (
         f"image: frozen; {learned:,} of {whole[0]:,} weights learn",
         f"notes: frozen; 0 of {whole[1]:,} weights learn",
     )
     model = model_of("layerwise:0.5")
     model.build(cohort)
-    assert tell_tuning(model)[1].endswith("weights learn, at 0.062 to 0.5 of the learning rate")
+    assert tell_tuning(model, 9)[1].endswith("weights learn, at 0.062 to 1 of the learning rate")
+
+
+def test_a_model_tells_what_gradual_unfreezing_reaches_in_so_many_epochs(cohort):
+    model = model_of("gradual")
+    model.build(cohort)
+    whole = sum(own.numel() for own in model.encoders["notes"].parameters())
+    told = [tell_tuning(model, epochs)[1] for epochs in (1, 2, 9)]
+    assert told[0] == f"notes: gradual; 0 of {whole:,} weights learn"
+    assert told[2] == f"notes: gradual; {whole:,} of {whole:,} weights learn"
+    assert told[1] not in (told[0], told[2])
+    assert all(weight.requires_grad for weight in model.encoders["notes"].parameters())
 
 
 # In training
@@ -290,7 +303,7 @@ def test_a_tuned_model_is_saved_with_all_that_it_has_and_a_stopped_run_goes_on_t
     loaded = FusionModel.load(tmp_path / "run" / "model")
     assert same(state(loaded), state(whole))
     assert predict(loaded, halves[1]).equals(predict(whole, halves[1]))
-    assert tell_tuning(loaded) == history.tuning[:2]
+    assert tell_tuning(loaded, settings["epochs"]) == history.tuning[:2]
 
 
 def test_training_changes_of_a_frozen_network_nothing_and_keeps_it_out_of_checkpoints(halves, tmp_path):
