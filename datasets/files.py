@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from .cohort import Cohort
 
 _ENDINGS = ("csv", "parquet")
-# What a table of a hospital may be written as.
-_TABULAR = tuple(
+TABULAR = tuple(
     f".{ending}{packed}"
     for ending in (
         *(*_ENDINGS, "tsv", "tab", "txt", "dat", "pq", "parq", "xlsx", "xls", "xlsm", "xlsb", "ods", "feather"),
@@ -36,6 +35,7 @@ _TABULAR = tuple(
     )
     for packed in ("", ".gz", ".bz2", ".xz", ".zst", ".zip")
 )
+"""What a table of a hospital may be written as: the ends of files' names, in lower case."""
 _OTHER_NAMES = {"labs": ("laboratory", "laboratories"), "images": ("imaging",)}
 
 
@@ -67,8 +67,8 @@ def find_tables(folder: Path) -> dict[str, Path | None]:
         # What begins so is a program's own.
         if entry.name.startswith((".", "~$")):
             continue
-        is_table = f".{endings.lower()}".endswith(_TABULAR) and (entry.is_file() or endings.lower() in _ENDINGS)
-        name = next((name for name in lost if is_table and _nearly(stem, name)), None)
+        is_table = f".{endings.lower()}".endswith(TABULAR) and (entry.is_file() or endings.lower() in _ENDINGS)
+        name = next((name for name in lost if is_table and is_nearly(stem, name)), None)
         if name is not None:
             raise InputError(
                 f"{folder} has no {name}.csv or {name}.parquet, but {entry.name}, which is not read. If it is that "
@@ -77,7 +77,7 @@ def find_tables(folder: Path) -> dict[str, Path | None]:
     return paths
 
 
-def _nearly(stem: str, name: str) -> bool:
+def is_nearly(stem: str, name: str) -> bool:
     """Whether a file's name is that of a table but for case, marks, numbers, or one letter more, less or exchanged."""
     own = "".join(letter for letter in stem.lower() if letter.isalpha())
     own = re.sub(r"(?:tables?|data|copy|results?|final|new|export|file)+$", "", own) or own

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .checks import Exclusion, Policy
 from .errors import InputError
+from .files import TABULAR, is_nearly
 from .progress import progress_bar
 
 LONGEST_LINE = 32 << 20
@@ -23,6 +24,13 @@ MOST_PARTS = 1_000_000
 
 MOST_LISTED = 100_000
 """Lines of an export that can be left out and listed. Where more are broken, the files are no NDJSON."""
+
+READ = ("Patient", "Encounter", "Observation", "Condition", "DiagnosticReport", "DocumentReference", "ImagingStudy")
+"""The resource types of which something is made."""
+
+_ENDINGS = (".ndjson", ".ndjson.gz")
+_LINES = re.compile(r"\.(ndjson|jsonl)(\.\w+)?$")
+_JSON = re.compile(r"\.json(\.\w+)?$")
 
 _KIND = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]+)"')
 
@@ -39,7 +47,7 @@ class Export:
         invalid: "raise" stops at the first line that cannot be used; "exclude" leaves it out and lists it.
 
     Raises:
-        InputError: the folder or its files are not there.
+        InputError: the folder or its files are not there, or a file that seems to hold resources is not read.
     """
 
     def __init__(self, folder: str | Path, *, invalid: Policy) -> None:
@@ -54,6 +62,7 @@ class Export:
         self.kinds: Counter[str] = Counter()
         """How many lines of each resource type the last reading met."""
         self._refused: dict[tuple[str, int], str] = {}
+        _refuse_passed_over(folder)
         if not self.paths:
             raise InputError(f"{folder} has no .ndjson or .ndjson.gz file. A bulk export puts its files there.")
 
@@ -110,6 +119,35 @@ class Export:
                 f"{path}, line {number}: {reason}. With it more than {MOST_LISTED} lines cannot be used: {self.folder} "
                 "is no bulk export of FHIR R4, with one resource a line. Export it again."
             )
+
+
+def _refuse_passed_over(folder: Path) -> None:
+    """Raise `InputError` for a file, or a folder of files, that seems to hold resources and would be passed over."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith(".") or (entry.is_file() and entry.name.endswith(_ENDINGS)):
+            continue
+        if entry.is_dir():
+            named = any(is_nearly(entry.name.partition(".")[0], kind.lower()) for kind in READ)
+            lost = named and any(_holds_resources(one.name) for one in entry.rglob("*"))
+        else:
+            lost = _holds_resources(entry.name)
+        if lost:
+            raise InputError(
+                f"{folder} has {entry.name}, which is not read: only *.ndjson and *.ndjson.gz directly in the folder "
+                "are, with small letters after the dot. If it holds resources of the export, write them so, one a "
+                "line; if not, move it to another folder."
+            )
+
+
+def _holds_resources(name: str) -> bool:
+    """Whether a file's name says that it holds resources, whatever its form."""
+    low = name.lower()
+    stem = low.partition(".")[0]
+    if _LINES.search(low):
+        return True
+    if _JSON.search(low):
+        return any(kind.lower() in stem for kind in READ)
+    return low.endswith(TABULAR) and any(is_nearly(stem, kind.lower()) for kind in READ)
 
 
 def _numbered_lines(path: Path, done: Callable[[int], None]) -> Iterator[tuple[int, bytes | None]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import InputError
+from .files import TABULAR, is_nearly
 from .omop_tables import LAYOUTS, Part, Table, literal, of_parts
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Folder:
         source: a path, or an URL that fsspec knows.
 
     Raises:
-        InputError: there is no such folder, or a table stands there twice.
+        InputError: there is no such folder, or a table stands there twice, or under a name or in a form that is not
+            read.
     """
 
     def __init__(self, source: str) -> None:
@@ -59,16 +61,36 @@ class Folder:
             table = name.removesuffix(ending or "")
             if table in LAYOUTS and (is_folder or ending):
                 self._add(table, entry["name"], is_folder)
+            elif meant := _meant(name, is_folder):
+                self._refuse_passed_over(meant, entry["name"], is_folder)
 
     def _add(self, table: str, path: str, is_folder: bool) -> None:
         if table in self._found:
             raise InputError(f"{self.where} has the table {table} more than once, also as {path}. Remove one of them.")
         inside = sorted(one for one in self.files.find(path) if _ending(one)) if is_folder else [path]
+        passed_over = [one for one in self._tabular(path) if not _ending(one)] if is_folder else []
+        if inside and passed_over:
+            raise InputError(
+                f"{passed_over[0]} stands among the files of the table {table} and is not read. Write it as CSV or "
+                "Parquet, as the others, or move it to another folder."
+            )
         if not inside:
             raise InputError(f"{path} has no Parquet or CSV file. Put the parts of the table {table} there.")
         if len({_ending(one) == ".parquet" for one in inside}) > 1:
             raise InputError(f"{path} has both Parquet and CSV files. Remove one of them.")
         self._found[table] = inside
+
+    def _tabular(self, path: str) -> list[str]:
+        """The files below a folder that may be tables."""
+        return sorted(one for one in self.files.find(path) if one.lower().endswith(TABULAR))
+
+    def _refuse_passed_over(self, table: str, path: str, is_folder: bool) -> None:
+        if is_folder and not self._tabular(path):
+            return
+        raise InputError(
+            f"{path} is not read: the table {table} is {table}.csv, {table}.csv.gz or {table}.parquet, or a folder "
+            f"{table} of such files. If it is that table, write it so; if not, move it to another folder."
+        )
 
     def prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Let the engine read from this folder."""
@@ -153,6 +175,14 @@ def _csv(table: str, paths: Sequence[str], names: Sequence[str], delimiter: str)
         f"delim = {literal(delimiter)}, quote = {quote}, escape = {quote}, strict_mode = true, "
         f"max_line_size = {LONGEST_LINE})"
     )
+
+
+def _meant(name: str, is_folder: bool) -> str | None:
+    """The table that a file or folder seems to hold, although its name is not quite that, or its form not one read."""
+    stem = name.partition(".")[0]
+    if name.startswith((".", "~$")) or not (is_folder or name.endswith(TABULAR)):
+        return None
+    return next((table for table in LAYOUTS if is_nearly(stem, table.replace("_", ""))), None)
 
 
 def _ending(name: str) -> str | None:

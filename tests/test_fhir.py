@@ -461,6 +461,30 @@ def test_the_lines_tell_what_they_are_not_the_names_of_files_and_gzip_is_read(tm
     assert (len(whole), len(whole.labs)) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Observation.json", "Observation.jsonl", "Observation.NDJSON", "Observation.ndjson.bz2", "observations.csv"),
+        *("MimicObservationLabevents.json", "part-0.jsonl", "Observation/part-0.ndjson", "Observation.000.json.gz"),
+    ],
+)
+def test_resources_under_a_name_that_is_not_read_are_refused(tmp_path, name):
+    folder = write(tmp_path / "export", patient(), stay())
+    write((folder / name).parent, result(), name=name.split("/")[-1])
+    with pytest.raises(InputError, match=rf"export has {name.split('/')[0]}, which is not read: only \*.ndjson and"):
+        read_fhir(folder)
+
+
+def test_files_beside_the_export_may_be_there(tmp_path):
+    folder = write(tmp_path / "export", patient(), stay(), result())
+    for name in ("manifest.json", "README.txt", ".Observation.json", "Medication.json", "patients.md"):
+        (folder / name).touch()
+    (folder / "1.2.3").mkdir()
+    (folder / "1.2.3" / "Observation.json").touch()
+    (folder / "documents").mkdir()
+    assert len(read_fhir(folder).labs) == 1
+
+
 def test_numbered_patients_become_numbers_and_text_stays_text(tmp_path):
     cohort = read(tmp_path, patient("12"), stay(of="12"), result(of="12"))
     assert cohort.outcomes["subject_id"].tolist() == [12]

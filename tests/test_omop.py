@@ -691,6 +691,39 @@ def test_a_table_that_stands_there_twice_is_refused(tmp_path):
         read_omop(tmp_path / "omop")
 
 
+@pytest.mark.parametrize(
+    "name", ["measurement.tsv", "MEASUREMENT.txt", "measurement.csv.bz2", "measurements.csv", "measurement_2.csv"]
+)
+def test_a_table_under_a_name_or_in_a_form_that_is_not_read_is_refused(tmp_path, name):
+    folder = write(only("measurement", "observation"), tmp_path / "omop")
+    (folder / "measurement.csv").rename(folder / name)
+    message = rf"omop/{name} is not read: the table measurement is measurement.csv, .* If it is that table, write it so"
+    with pytest.raises(InputError, match=message):
+        read_omop(folder)
+
+
+def test_a_folder_of_parts_is_read_whole_or_not_at_all(tmp_path):
+    folder = write(only("measurement"), tmp_path / "omop")
+    parts = write({"part-0": hospital()["measurement"]}, folder / "measurements")
+    (folder / "measurement.csv").unlink()
+    with pytest.raises(InputError, match=r"omop/measurements is not read: the table measurement is"):
+        read_omop(folder)
+    parts = parts.rename(folder / "measurement")
+    (parts / "part-1.tsv").touch()
+    with pytest.raises(InputError, match=r"part-1.tsv stands among the files of the table measurement and is not read"):
+        read_omop(folder)
+
+
+def test_files_beside_the_tables_and_other_tables_of_the_model_may_be_there(tmp_path, cohort):
+    folder = write(hospital(), tmp_path / "omop")
+    others = ("observation_period", "note_nlp", "concept_ancestor", "visit_detail", "cdm_source", "metadata", "cost")
+    for name in (*(f"{other}.csv" for other in others), "README.txt", ".measurement.csv.swp", "measurement.md"):
+        (folder / name).touch()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "of the export.md").touch()
+    equal(read_omop(folder), cohort)
+
+
 def test_a_folder_of_parts_has_parts_of_one_format(tmp_path):
     tables = only("note")
     note = tables.pop("note")
