@@ -129,6 +129,9 @@ def read_fhir(
     cohort.exclusions = export.exclusions
     if cohort.exclusions:
         cohort = cohort.noted(f"lines that cannot be used left out: {len(cohort.exclusions)}")
+    for kind in take:
+        if not export.kinds[kind]:
+            cohort = cohort.noted(f"no {kind} in the export")
     for what, count in sorted(events.told.items()):
         cohort = cohort.noted(f"{what}: {count}")
     return cohort

@@ -142,12 +142,15 @@ def read_omop(
         tables.prepare(engine.connection)
         told, zoned = _predicted(engine, tables, sorted({*map(int, visits)}), task, after)
         inputs, counted = _inputs(engine, tables, told, zoned, history)
+        absent = [name for name in (*EVENTS, "concept") if tables.table(name, _NOBODY) is None]
     # The engine's memory is free again.
     kind = "continuous" if task == "length-of-stay" else "binary"
     kinds = dict.fromkeys(told.outcomes.columns.drop(["subject_id", "prediction_time"]), kind)
     cohort = Cohort(told.outcomes, **inputs, history=history, outcome_kinds=kinds, invalid=invalid)
     cohort.exclusions = (*engine.exclusions, *cohort.exclusions)
     cohort = cohort.with_earlier_steps(told.steps)
+    for name in absent:
+        cohort = cohort.noted(f"no table {name} in the source")
     for what, count in counted.items():
         if count:
             cohort = cohort.noted(f"{what}: {count}")

@@ -485,6 +485,11 @@ def test_files_beside_the_export_may_be_there(tmp_path):
     assert len(read_fhir(folder).labs) == 1
 
 
+def test_a_kind_of_resource_that_is_not_there_stands_in_the_attrition_log(tmp_path):
+    absent = [step for step in told(read(tmp_path, result(), report())) if step.startswith("no ")]
+    assert absent == ["no Condition in the export", "no DocumentReference in the export"]
+
+
 def test_numbered_patients_become_numbers_and_text_stays_text(tmp_path):
     cohort = read(tmp_path, patient("12"), stay(of="12"), result(of="12"))
     assert cohort.outcomes["subject_id"].tolist() == [12]

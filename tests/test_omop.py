@@ -234,6 +234,13 @@ def test_only_three_tables_must_be_there(tmp_path):
     assert cohort.static["gender"].tolist() == ["8532", "8507", "8532", "8507"]
 
 
+def test_a_table_that_may_be_missing_and_is_stands_in_the_attrition_log(tmp_path, cohort):
+    steps = read(only("observation", "note"), tmp_path / "omop").attrition["step"].tolist()
+    absent = ("measurement", "condition_occurrence", "image_occurrence", "concept")
+    assert [step for step in steps if "no table" in step] == [f"no table {name} in the source" for name in absent]
+    assert not cohort.attrition["step"].str.contains("no table").any()
+
+
 def test_without_names_the_numbers_of_concepts_are_the_codes(tmp_path):
     tables = hospital()
     del tables["concept"]
