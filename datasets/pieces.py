@@ -31,6 +31,8 @@ _DECODED_BYTES = 1 << 20
 # thousandth, says the same again and again, and would fill the memory.
 _MOST_ROWS_A_BYTE, _MOST_INFLATION = 10, 1000
 _HARMLESS_ROWS, _HARMLESS_BYTES = 1_000_000, 64 << 20
+# Of a line in which nothing stands.
+_NOTHING = ' ,"\t\r\n'
 _OTHER_SEPARATORS = (";", "\t", "|")
 
 
@@ -239,10 +241,17 @@ def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str])
             "names."
         )
     ragged: list[pa_csv.InvalidRow] = []
+    blank: list[int] = []
+
+    def refuse(row: pa_csv.InvalidRow) -> str:
+        if row.text.strip(_NOTHING):
+            ragged.append(row)
+            return "error"
+        blank.append(row.number)
+        return "skip"
+
     read = pa_csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=_block_bytes(path))
-    parse = pa_csv.ParseOptions(
-        newlines_in_values=True, invalid_row_handler=lambda row: (ragged.append(row), "error")[1]
-    )
+    parse = pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
     few, text = pa.dictionary(pa.int32(), pa.string()), pa.large_string()
     cells = pa_csv.ConvertOptions(
         column_types={f"f{k}": few if name in words else text for k, name in enumerate(names)},
@@ -258,6 +267,10 @@ def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str])
                 piece = pa.Table.from_batches([batch]).slice(first)
                 yield piece.rename_columns([names[k] for k in wanted])
                 first = 0
+            if blank:
+                # Lines that spreadsheets leave below a table are blank rows, to be counted and not passed over.
+                nothing = [pa.nulls(len(blank), field.type) for field in piece.schema]
+                yield pa.table(nothing, names=[names[k] for k in wanted])
         except pa.ArrowInvalid as error:
             if not ragged:
                 watched.require_closed_quotes(path)

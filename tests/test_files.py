@@ -358,6 +358,19 @@ def test_a_table_of_which_no_column_is_known_says_how_columns_are_called(tmp_pat
         Cohort.read(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["   ", ",", ' , "" ', "{commas}", " {commas} "])
+@pytest.mark.parametrize("name", FILES)
+def test_blank_lines_below_a_table_are_left_out_and_counted(tmp_path, name, line):
+    commas = "," * FILES[name].split("\n", 1)[0].count(",")
+    write(tmp_path, **FILES | {name: FILES[name] + 3 * (line.format(commas=commas) + "\n")})
+    with pytest.raises(InputError, match=rf'{name}, data row 3 .and 2 more such rows.: .*invalid="exclude"'):
+        Cohort.read(tmp_path)
+    cohort = Cohort.read(tmp_path, invalid="exclude")
+    assert [(one.table, one.row) for one in cohort.exclusions] == [(name, row) for row in (3, 4, 5)]
+    assert_read(cohort, tmp_path)
+    assert [one.count for one in open_folder(tmp_path).found if one.check == "rows that are refused"] == [3]
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @pytest.mark.parametrize("name", FILES)
 def test_columns_in_upper_case_are_told_by_the_names_that_they_have(tmp_path, name, ending):
