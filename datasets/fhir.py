@@ -129,6 +129,11 @@ def read_fhir(
     cohort.exclusions = export.exclusions
     if cohort.exclusions:
         cohort = cohort.noted(f"lines that cannot be used left out: {len(cohort.exclusions)}")
+    unmet = int((~asked.outcomes["subject_id"].isin(patients["patient"])).sum())
+    if unmet:
+        cohort = cohort.noted(f"samples whose patient has no Patient in the export, without sex and age: {unmet}")
+    if register.without_patient:
+        cohort = cohort.noted(f"encounters that refer to no Patient by its id left out: {register.without_patient}")
     for kind in take:
         if not export.kinds[kind]:
             cohort = cohort.noted(f"no {kind} in the export")

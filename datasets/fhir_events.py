@@ -93,7 +93,7 @@ class Events:
         Raises:
             MalformedLineError: an element is not what R4 says it is; nothing was taken.
         """
-        patient = self._patient(resource)
+        patient = self._patient(resource, "observations")
         if patient is None:
             return
         version = self._version("Observation", resource)
@@ -123,7 +123,7 @@ class Events:
         Raises:
             MalformedLineError: an element is not what R4 says it is; nothing was taken.
         """
-        patient = self._patient(resource)
+        patient = self._patient(resource, "conditions")
         if patient is None:
             return
         version = self._version("Condition", resource)
@@ -149,7 +149,7 @@ class Events:
         Raises:
             MalformedLineError: an element is not what R4 says it is; nothing was taken.
         """
-        patient = self._patient(resource)
+        patient = self._patient(resource, "reports")
         if patient is None:
             return
         version = self._version("DiagnosticReport", resource)
@@ -171,7 +171,7 @@ class Events:
         Raises:
             MalformedLineError: an element is not what R4 says it is; nothing was taken.
         """
-        patient = self._patient(resource)
+        patient = self._patient(resource, "documents")
         if patient is None:
             return
         version = self._version("DocumentReference", resource)
@@ -194,7 +194,7 @@ class Events:
         Raises:
             MalformedLineError: an element is not what R4 says it is; nothing was taken.
         """
-        patient = self._patient(resource)
+        patient = self._patient(resource, "imaging studies")
         if patient is None:
             return
         version = self._version("ImagingStudy", resource)
@@ -214,8 +214,14 @@ class Events:
         self._turn += 1
         return key_of(kind, own_id(resource)), updated(resource), self._turn
 
-    def _patient(self, resource: dict) -> int | None:
-        patient = self._numbers.get(referred(resource, "subject", "Patient"))
+    def _patient(self, resource: dict, what: str) -> int | None:
+        """The number of the patient, if something is predicted of this one. Who is nobody of the export is counted."""
+        name = referred(resource, "subject", "Patient")
+        if name is None:
+            self.told[f"{what} that refer to no Patient by its id left out"] += 1
+        elif name not in self._numbers:
+            self.told[f"{what} whose patient is not among those of the export left out"] += 1
+        patient = self._numbers.get(name)
         return patient if self._stays.is_ours(patient) else None
 
     def _word(self, word: str | None) -> int:

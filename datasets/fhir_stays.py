@@ -75,6 +75,8 @@ class Register:
     def __init__(self, classes: Sequence[str]) -> None:
         self.numbers: dict[str, int] = {}
         """Patient id to a number from 0, in the order in which patients were met."""
+        self.without_patient = 0
+        """How many Encounters that took place name no Patient, as `encounters` left them out."""
         self._classes: dict[str, int] = {}
         self._wanted = tuple(classes)
         self._patients = Rows("key", "updated", "turn", "patient", "birth", "died", "died_first", "died_last", "sex")
@@ -135,7 +137,9 @@ class Register:
     def encounters(self) -> pd.DataFrame:
         """One row an Encounter that took place, of any class; see `stays` for the columns."""
         own = newest(self._encounters.frame())
-        own = own[(own["held"] == 1) & (own["patient"] != MISSING)]
+        own = own[own["held"] == 1]
+        self.without_patient = int((own["patient"] == MISSING).sum())
+        own = own[own["patient"] != MISSING]
         return _timed(own, "start", "end_first", "end_last").reset_index(drop=True)
 
     def stays(self, encounters: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:

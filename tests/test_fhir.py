@@ -449,8 +449,37 @@ def test_references_are_relative_absolute_or_by_uuid(tmp_path, reference, found)
     assert (cohort.labs is not None) == found
 
 
-def test_a_reference_by_identifier_alone_leads_nowhere(tmp_path):
-    assert read(tmp_path, result(subject={"identifier": {"value": "7"}})).labs is None
+IDENTIFIED = {"subject": {"identifier": {"value": "7"}}}
+EVENTS = {
+    "observations": result,
+    "conditions": condition,
+    "reports": report,
+    "documents": document,
+    "imaging studies": lambda name, **more: study(name, **more),
+}
+
+
+def test_events_whose_patient_cannot_be_found_are_left_out_and_counted(tmp_path):
+    lost = [event("lost", **IDENTIFIED) for event in EVENTS.values()]
+    lost += [event("strange", subject={"reference": "Patient/p9"}) for event in EVENTS.values()]
+    (tmp_path / "images").mkdir()
+    cohort = read(tmp_path, *lost, stay(), stay("e2", **IDENTIFIED), images=tmp_path / "images")
+    assert (cohort.labs, cohort.notes, cohort.images) == (None, None, None)
+    for what in EVENTS:
+        assert f"{what} that refer to no Patient by its id left out: 1" in told(cohort)
+        assert f"{what} whose patient is not among those of the export left out: 1" in told(cohort)
+    assert "encounters that refer to no Patient by its id left out: 1" in told(cohort)
+
+
+def test_a_stay_whose_patient_has_no_resource_is_told(tmp_path):
+    cohort = read(tmp_path, patient(), stay(), stay("e2", of="p9"))
+    assert cohort.outcomes["subject_id"].tolist() == ["p1", "p9"]
+    assert "samples whose patient has no Patient in the export, without sex and age: 1" in told(cohort)
+
+
+def test_events_of_patients_of_whom_nothing_is_asked_are_not_called_lost(tmp_path):
+    cohort = read(tmp_path, patient(), patient("p2"), result(), result("o2", of="p2"))
+    assert not [step for step in told(cohort) if "atient" in step and "left out" in step]
 
 
 def test_the_lines_tell_what_they_are_not_the_names_of_files_and_gzip_is_read(tmp_path):
