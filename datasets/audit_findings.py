@@ -120,10 +120,15 @@ class Division:
         return len(self.names(patients)) > 1
 
 
-def _table_members(table: pd.DataFrame) -> dict[str, pd.Series]:
+def require_split_columns(table: pd.DataFrame) -> None:
+    """Raise `InputError` unless a table of a division has its two columns."""
     missing = [column for column in ("subject_id", "split") if column not in table.columns]
     if missing:
         raise InputError(f"The split table lacks the column {missing[0]}. It needs subject_id and split.")
+
+
+def _table_members(table: pd.DataFrame) -> dict[str, pd.Series]:
+    require_split_columns(table)
     ids, words = (as_words(table[column].reset_index(drop=True)) for column in ("subject_id", "split"))
     split = words.text.str.strip().mask(words.blank)
     # The customary order first, other words after it.

@@ -12,12 +12,13 @@ import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from .audit_findings import MANY, SHOWN, Finding, Place, counted, single_rows
+from .audit_findings import MANY, SHOWN, Finding, Place, counted, require_split_columns, single_rows
 from .checks import TableCheck
 from .cohort import Cohort
 from .errors import InputError
 from .files import find_table, find_tables, read_table, resolve_paths
 from .meds import read_division, read_undivided
+from .refusals import naming
 from .standards import refuse_other_standards
 from .subject_ids import subject_names
 from .tables import EVENT_TABLES, REQUIRED, require_columns
@@ -65,7 +66,10 @@ def open_folder(folder: Path) -> Opened:
         tables["images"] = tables["images"].assign(path=resolve_paths(tables["images"]["path"], folder))
     opened = _open_tables(tables)
     division = next((path for name in _SPLITS if (path := find_table(folder, name)) is not None), None)
-    opened.division = None if division is None else read_table(division)
+    if division is not None:
+        opened.division = read_table(division)
+        with naming(division):
+            require_split_columns(opened.division)
     return opened
 
 

@@ -11,7 +11,7 @@ from ..datasets.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..datasets.audit import Audit
+    from ..datasets.audit import Audit, Finding
 
 _COLOURS = {"invalidates": "bold red", "misleads": "yellow", "note": "dim"}
 
@@ -50,7 +50,7 @@ def audit_data(
     report = audit(same_identifiers=same_identifiers, **given)
     if out is not None:
         write_json(out, report.to_dict())
-    _show(report, say)
+    _show(report, given.get("found", ()), say)
     return report
 
 
@@ -74,10 +74,13 @@ def _read_by_recipe(data: Path, name: str, assignments: Sequence[str]) -> dict[s
     return {"cohort": cohort, "parts": parts, "sources": None if told is None else told(data, cohort)}
 
 
-def _show(report: Audit, say: Callable[[object], None]) -> None:
+def _show(report: Audit, as_given: Sequence[Finding], say: Callable[[object], None]) -> None:
+    """Print a report; `as_given` are findings whose rows are those of the files, not of the cohort."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ..datasets.tables import REQUIRED
 
     if report.findings:
         table = Table("severity", "what and where", "count", "what was found, and what to do", show_lines=True)
@@ -92,5 +95,11 @@ def _show(report: Audit, say: Callable[[object], None]) -> None:
     for what, why in report.not_checked.items():
         say(f"not checked: {what} ({why})")
     say(report.summary())
-    if any(finding.where.rows for finding in report.findings):
-        say("Rows are those of the cohort's tables, counted from 1: cohort.images.iloc[row - 1].")
+    placed = [finding for finding in report.findings if finding.where.rows]
+    named = {finding.where.table for finding in placed if finding not in as_given}
+    places = [f"cohort.{name}.iloc[row - 1]" for name in REQUIRED if name in named]
+    if places:
+        say(f"Rows are those of the cohort's tables, counted from 1: {', '.join(places)}.")
+    given = {finding.check for finding in placed if finding in as_given}
+    if given:
+        say(f"Of {', '.join(sorted(given))} they are rows of the files, counted from 1 below the names of columns.")

@@ -88,7 +88,20 @@ def test_clean_data_end_with_nothing_grave_and_exit_code_0(tables, tmp_path, cap
     assert {finding["severity"] for finding in found.values()} == {"note"}
     printed = capsys.readouterr().out
     assert "40 patients, 40 samples, parts train, held_out" in printed
-    assert "Rows are those of the cohort's tables" in printed
+    assert "Rows are those of the cohort's tables, counted from 1: cohort.notes.iloc[row - 1]." in printed
+
+
+def test_the_tables_whose_rows_are_listed_are_named_last(tables, tmp_path, capsys):
+    tables["labs"].loc[:2, "time"] = "1890-01-01"
+    findings(write(tmp_path / "data", tables))
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "Rows are those of the cohort's tables, counted from 1: cohort.labs.iloc[row - 1], cohort.notes" in printed
+    assert "cohort.images" not in printed
+    assert "rows of the files" not in printed
+    tables["labs"].loc[4, "value"] = np.nan
+    findings(write(tmp_path / "data", tables))
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "Of rows that are refused they are rows of the files, counted from 1" in printed
 
 
 def test_what_invalidates_a_result_ends_in_exit_code_1_and_stands_in_table_and_json(tables, tmp_path, capsys):
@@ -181,7 +194,7 @@ def test_a_table_that_cannot_be_used_at_all_ends_in_one_line(table, how, tables,
     [
         (lambda split: split.assign(subject_id="nobody"), "names none of the cohort's patients"),
         (lambda split: split.assign(split=None), "The split table names no part"),
-        (lambda split: split.rename(columns={"split": "fold"}), "The split table lacks the column split"),
+        (lambda split: split.rename(columns={"split": "fold"}), "splits.csv: The split table lacks the column split"),
     ],
 )
 def test_a_table_of_splits_that_divides_nothing_ends_in_one_line(change, told, tables, tmp_path, capsys):
