@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from .audit_facts import check_ages
 from .audit_findings import SEVERITIES, Division, Finding, Material, Place, Severity, counted
 from .audit_images import check_images
 from .audit_links import check_links
@@ -22,7 +23,7 @@ from .audit_time import (
     check_lifetimes,
     check_shifted_clocks,
 )
-from .audit_units import check_units
+from .audit_units import check_codes, check_units
 from .errors import InputError
 from .progress import progress_bar
 
@@ -49,6 +50,8 @@ CHECKS: Mapping[str, Callable[[Material], Iterator[Finding]]] = {
     "an outcome that missingness predicts": check_missingness,
     "an outcome that the source predicts": check_sources,
     "units": check_units,
+    "codes that are written in two ways": check_codes,
+    "ages that cannot be": check_ages,
 }
 """What is looked at, in this order."""
 
@@ -58,6 +61,8 @@ _NEEDS = {
     check_notes: "notes",
     check_outcome_words: "notes",
     check_units: "labs",
+    check_codes: "labs",
+    check_ages: "static",
 }
 
 

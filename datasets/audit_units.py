@@ -1,4 +1,4 @@
-"""Labs of one code whose values are in two units."""
+"""Labs of one code whose values are in two units, and of one quantity under two codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from .audit_findings import Finding, Material, Place, single_rows
+from .audit_findings import Finding, Material, Place, counted, single_rows
 
 APART = 1.5
 """Ratio of medians from which two spellings of a unit are two units: between customary units of one
@@ -32,6 +32,28 @@ def check_units(material: Material) -> Iterator[Finding]:
     yield from _clouds(labs)
     if "unit" in labs.columns:
         yield from _spelt(labs)
+
+
+def check_codes(material: Material) -> Iterator[Finding]:
+    """Codes that are alike but for case and blanks."""
+    codes = material.cohort.labs["code"]
+    rows = codes.value_counts()
+    told = pd.DataFrame({"code": rows.index.astype("str"), "rows": rows.to_numpy()}).query("rows > 0")
+    told["plain"] = told["code"].str.lower().str.replace(r"\s+", "", regex=True)
+    # By frequency: each after the first is the odd one out.
+    odd = told[told.duplicated("plain")]
+    if len(odd):
+        first = told.drop_duplicates("plain").set_index("plain")["code"]
+        pairs = [f"{code!r} beside {first[plain]!r}" for code, plain in zip(odd["code"], odd["plain"], strict=True)]
+        yield Finding(
+            "note",
+            "codes alike but for case",
+            len(odd),
+            Place("labs", "code", single_rows(np.flatnonzero(codes.isin(odd["code"])))),
+            f"{counted(len(odd), 'code differs', 'codes differ')} from another in case or blanks alone: "
+            f"{', '.join(pairs[:3])}{', ...' * (len(pairs) > 3)}. They are two series.",
+            "Write one quantity as one code.",
+        )
 
 
 def _clouds(labs: pd.DataFrame) -> Iterator[Finding]:

@@ -183,6 +183,15 @@ def overexposed_images(own: Scene, folder: Path) -> None:
         own["images"].loc[row, "path"] = str(folder / f"{row}.png")
 
 
+def impossible_ages(own: Scene, _: Path) -> None:
+    own["static"].loc[:1, "age"] = [-1, 999]
+
+
+def code_in_two_cases(own: Scene, _: Path) -> None:
+    rows = own["labs"].index[own["labs"]["code"] == own["labs"]["code"].iloc[0]][:4]
+    own["labs"].loc[rows, "code"] = own["labs"]["code"].iloc[0].swapcase()
+
+
 def identical_note(own: Scene, _: Path) -> None:
     own.copy_rows("notes", *own.pair("notes"))
 
@@ -403,6 +412,8 @@ PLANTED = {
     given_source: ("source predicts", "misleads", ()),
     told_in_notes: ("outcome words: death", "invalidates", ("notes",)),
     two_clouds: ("units in two clouds", "misleads", ("labs",)),
+    code_in_two_cases: ("codes alike but for case", "note", ("labs",)),
+    impossible_ages: ("impossible ages", "misleads", ("static",)),
     two_units: ("two units of one code", "misleads", ("labs",)),
     before_birth: ("events before birth", "misleads", ("labs", "static")),
     after_death: ("events after death", "misleads", ("labs",)),

@@ -208,6 +208,22 @@ def test_the_birth_of_the_very_old_is_not_far_away(scene):
     assert grave(own.audit()) == []
 
 
+def test_ages_that_are_scaled_are_no_impossible_ones(scene):
+    own = scene("static")
+    own["static"]["age"] = (own["static"]["age"] - own["static"]["age"].mean()) / own["static"]["age"].std()
+    assert "impossible ages" not in {finding.check for finding in own.audit().findings}
+
+
+def test_the_rarer_of_two_ways_to_write_a_code_is_the_odd_one(scene):
+    own = scene("labs")
+    codes = own["labs"]["code"]
+    rows = codes.index[codes == codes.iloc[0]][:4]
+    own["labs"].loc[rows, "code"] = f" {codes.iloc[0].upper()}  "
+    found = next(finding for finding in own.audit().findings if finding.check == "codes alike but for case")
+    assert f"{codes.iloc[0].upper()!r} beside {codes.iloc[0]!r}" in found.what
+    assert (found.count, len(found.where.rows)) == (1, 4)
+
+
 def test_patients_who_are_asked_about_on_arrival_are_noted_only(scene):
     own = scene("labs")
     first = own["labs"].groupby("subject_id")["time"].min()
