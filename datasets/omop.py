@@ -17,7 +17,17 @@ from .cohort import Cohort
 from .errors import InputError
 from .files import resolve_paths
 from .omop_database import Database
-from .omop_events import empty_rows, image_events, lab_events, name_concepts, note_events, take_rows, used_concepts
+from .omop_events import (
+    count_strangers,
+    empty_rows,
+    image_events,
+    know_people,
+    lab_events,
+    name_concepts,
+    note_events,
+    take_rows,
+    used_concepts,
+)
 from .omop_files import Folder
 from .omop_rows import Engine, zone_of
 from .omop_stays import (
@@ -221,16 +231,28 @@ def _inputs(
     asked = engine.frame("SELECT person_id, last FROM asked ORDER BY last, person_id")
     people, last = asked["person_id"].to_numpy(), asked["last"].to_numpy()
     take_people(engine, _needed(source, "person", people))
+    strangers: dict[str, int] = {}
+    # A database is asked about known persons alone.
+    if isinstance(source, Folder):
+        know_people(engine, _needed(source, "person", people))
     for name in EVENTS:
         table = source.table(name, people, last)
         if table is None:
             empty_rows(engine, name)
         else:
             take_rows(engine, table, zoned)
+            if isinstance(source, Folder):
+                what = f"rows of {name} left out whose person_id is neither in person nor in visit_occurrence"
+                strangers[what] = count_strangers(engine, table)
     name_concepts(engine, source.table("concept", used_concepts(engine)))
     labs, counted = lab_events(engine, history)
     images, without = image_events(engine, history)
     if isinstance(source, Folder) and source.local:
         images["path"] = resolve_paths(images["path"], Path(source.where))
     notes = note_events(engine, history)
-    return {"labs": labs, "notes": notes, "images": images, "static": static_facts(engine)}, counted | without
+    return {
+        "labs": labs,
+        "notes": notes,
+        "images": images,
+        "static": static_facts(engine),
+    }, counted | without | strangers

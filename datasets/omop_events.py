@@ -51,6 +51,27 @@ def take_rows(engine: Engine, table: Table, zoned: bool) -> None:
     engine.take(f"{table.name}_rows", query)
 
 
+def know_people(engine: Engine, people: Table) -> None:
+    """Make the engine's table `known_people` of everybody in the table person or with a visit."""
+    engine.run(
+        f"""
+        CREATE TABLE known_people AS
+        SELECT person_id FROM (SELECT {people.cell("person_id")} AS person_id FROM {people.rows})
+        WHERE person_id IS NOT NULL UNION SELECT person_id FROM visits
+        """,
+        people,
+    )
+
+
+def count_strangers(engine: Engine, table: Table) -> int:
+    """How many rows of a table are of persons who are not in `known_people`."""
+    # Each person's cell is brought into its type once.
+    each = f"(SELECT person_id, count(*) AS number FROM {table.rows} GROUP BY person_id)"
+    own = f"(SELECT {table.cell('person_id')} AS person_id, number FROM {each})"
+    counted = f"SELECT sum(number) FROM {own} ANTI JOIN known_people USING (person_id) WHERE person_id IS NOT NULL"
+    return int(engine.run(counted, table).fetchall()[0][0] or 0)
+
+
 def empty_rows(engine: Engine, name: str) -> None:
     """Make the engine's table `{name}_rows` of a table that the source lacks."""
     types = {"whole": "BIGINT", "number": "DOUBLE", "words": "VARCHAR"}

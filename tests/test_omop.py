@@ -241,6 +241,20 @@ def test_a_table_that_may_be_missing_and_is_stands_in_the_attrition_log(tmp_path
     assert not cohort.attrition["step"].str.contains("no table").any()
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_of_persons_that_nobody_knows_are_counted(tmp_path, cohort, ending):
+    tables = hospital()
+    strange = [measured(90, 99, "2020-01-02 09:00", 100.0), measured(91, 98, "2020-01-02 09:00", 100.0)]
+    tables["measurement"] = pd.concat([tables["measurement"], pd.DataFrame(strange)], ignore_index=True)
+    # Of one who has visits and is not in person, something is predicted.
+    tables["person"] = tables["person"][1:]
+    steps = read(tables, tmp_path / "omop", ending).attrition["step"].tolist()
+    assert [step for step in steps if "person_id" in step] == [
+        "rows of measurement left out whose person_id is neither in person nor in visit_occurrence: 2"
+    ]
+    assert not cohort.attrition["step"].str.contains("person_id").any()
+
+
 def test_without_names_the_numbers_of_concepts_are_the_codes(tmp_path):
     tables = hospital()
     del tables["concept"]
