@@ -146,3 +146,5 @@ class Excerpt:
     """What is wrong with these rows so far, and where they stand."""
     whole_numbers: bool = True
     """False if some patient of the whole, here or not, has an id that is no plain number."""
+    strangers: int = 0
+    """Rows that are not here, since nothing is predicted of their patients."""

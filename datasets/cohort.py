@@ -116,7 +116,9 @@ class Cohort:
         """Where what readers make of it is kept, if not in memory."""
         self._attrition = [("read", self.subjects, len(self))]
         self._refuse_strangers_alone()
+        before = {name: excerpt.strangers + len(checked[name]) for name, excerpt in excerpts.items()}
         self._drop_strangers()
+        self._tell_strangers(before)
 
     # What is in it
 
@@ -344,6 +346,13 @@ class Cohort:
             table = getattr(self, name)
             if table is not None:
                 setattr(self, name, of_patients(table, self._patients))
+
+    def _tell_strangers(self, before: Mapping[str, int]) -> None:
+        """Note, of each table that had so many rows before, how many are of patients who have no outcome."""
+        for name in (*EVENT_TABLES, "static"):
+            if name in before and (gone := before[name] - len(getattr(self, name))):
+                step = f"{name}: {gone:,} rows left out, of patients who are not in outcomes"
+                self._attrition.append((step, self.subjects, len(self)))
 
     # Divisions, always by patient
 

@@ -134,7 +134,7 @@ class EventRows:
     def __init__(self, name: str, asked: Asked, files: Iterable[str]) -> None:
         self.name, self.rows = name, 0
         self._asked, self._files = asked, tuple(files)
-        self._usable = self._ours = False
+        self._usable, self._ours, self._strangers = False, False, 0
         self._words: dict[str, dict[str, int]] = {}
         self._columns: dict[str, list[np.ndarray | pa.Array]] = {}
         self._checks: list[TableCheck] = []
@@ -164,7 +164,9 @@ class EventRows:
         self.rows += len(table)
         number = self._asked.numbered(patients)
         self._usable |= bool(check.usable.any())
-        self._ours |= bool((number[check.usable] >= 0).any())
+        ours = number[check.usable] >= 0
+        self._ours |= bool(ours.any())
+        self._strangers += int((~ours).sum())
         matter = self._asked.matter(number, available_time(parsed).to_numpy("datetime64[us]").view("int64"))
         kept = np.flatnonzero(matter | ~check.usable)
         self._checks.append(check.take(kept))
@@ -196,7 +198,7 @@ class EventRows:
         if asked and self._usable and not self._ours and (self._asked.invalid == "exclude" or check.usable.all()):
             raise no_patient_in_common(self.name)
         columns = {column: self._joined(column) for column in list(self._columns)}
-        return Excerpt(pd.DataFrame(columns, copy=False), check, self._whole)
+        return Excerpt(pd.DataFrame(columns, copy=False), check, self._whole, self._strangers)
 
     def _joined(self, column: str) -> object:
         parts = self._columns.pop(column)

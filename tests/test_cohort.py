@@ -252,9 +252,10 @@ def test_keeping_takes_the_samples_of_a_mask_and_logs_why():
     assert kept.outcomes["subject_id"].tolist() == [2]
     assert kept.labs["subject_id"].unique().tolist() == [2]
     assert kept.static["subject_id"].tolist() == [2]
-    assert kept.attrition.values.tolist() == [["read", 3, 3], ["long stays", 2, 2], ["the first", 1, 1]]
+    before = cohort.attrition.values.tolist()
+    assert before == [["read", 3, 3], ["static: 1 rows left out, of patients who are not in outcomes", 3, 3]]
+    assert kept.attrition.values.tolist() == [*before, ["long stays", 2, 2], ["the first", 1, 1]]
     assert len(cohort) == 3
-    assert len(cohort.attrition) == 1
 
 
 def test_a_mask_that_does_not_fit_is_refused():
@@ -281,10 +282,27 @@ def test_tables_can_be_changed_and_the_windows_follow():
     few = cohort.with_tables("no early labs", labs=cohort.labs[cohort.labs["time"] >= hour(-1)][::-1], notes=None)
     assert few.has_input()["notes"].tolist() == [False] * 3
     assert np.diff(few.window("labs").offsets).tolist() == [6, 6, 0]
-    assert few.attrition["step"].tolist() == ["read", "no early labs"]
+    assert few.attrition["step"].tolist() == [*cohort.attrition["step"], "no early labs"]
     assert np.diff(cohort.window("labs").offsets).tolist() == [24, 24, 0]
     with pytest.raises(InputError, match="Unknown table outcomes; expected labs, notes, images or static"):
         cohort.with_tables("x", outcomes=None)
+
+
+@pytest.mark.parametrize("history", [None, 24])
+def test_rows_of_patients_without_an_outcome_are_counted(tmp_path, history):
+    ids = ["007", "8", "9"]
+    outcomes = pd.DataFrame({"subject_id": ids, "prediction_time": "2031-05-17 08:00", "died": [0, 1, 0]})
+    labs = pd.DataFrame({"subject_id": ["7", "7", "8", "9"], "time": "2031-05-17 07:00", "code": "Na", "value": 140.0})
+    static = pd.DataFrame({"subject_id": ["007", "8", "9", "10"], "age": [50, 60, 70, 80]})
+    for name, table in (("outcomes", outcomes), ("labs", labs), ("static", static)):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    told = [
+        ["read", 3, 3],
+        ["labs: 2 rows left out, of patients who are not in outcomes", 3, 3],
+        ["static: 1 rows left out, of patients who are not in outcomes", 3, 3],
+    ]
+    assert Cohort(outcomes, labs=labs, static=static, history=history).attrition.values.tolist() == told
+    assert Cohort.read(tmp_path, history=history).attrition.values.tolist() == told
 
 
 def test_rows_of_strangers_do_not_shift_the_windows_of_others():
