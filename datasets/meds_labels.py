@@ -115,16 +115,18 @@ def _once(
             "file anew."
         ) from None
     kept = rows[~again].reset_index(drop=True)
-    contradicting = int(kept.duplicated(_KEYS).sum())
+    contrary = ~again
+    contrary[contrary] = kept.duplicated(_KEYS).to_numpy()
+    contradicting = int(contrary.sum())
+    places = [(path, row) for path, shard in shards for row in range(1, len(shard) + 1)]
     if contradicting or (again.any() and invalid != "exclude"):
-        path = shards[0][0] if len(shards) == 1 else shards[0][0].parent
+        path, row = places[int(np.flatnonzero(contrary if contradicting else again)[0])]
         told = f"{contradicting} such rows with other values" if contradicting else f"{int(again.sum())} such rows"
         otherwise = "" if contradicting else ', or leave the others out with invalid="exclude"'
-        raise InputError(f"{path}: {_TWICE} ({told}). Keep one row a sample{otherwise}.")
-    files = [str(path.relative_to(folder)) for path, shard in shards for _ in range(len(shard))]
-    numbers = [row for _, shard in shards for row in range(1, len(shard) + 1)]
+        raise InputError(f"{path}, data row {row}: {_TWICE} ({told}). Keep one row a sample{otherwise}.")
     left_out = (
-        Exclusion(files[row], numbers[row], f"{_TWICE}, with the same outcome") for row in np.flatnonzero(again)
+        Exclusion(str(path.relative_to(folder)), row, f"{_TWICE}, with the same outcome")
+        for path, row in (places[number] for number in np.flatnonzero(again))
     )
     return kept, tuple(left_out)
 

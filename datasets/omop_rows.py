@@ -176,20 +176,37 @@ class Engine:
 
     def _refuse(self, query: RowQuery) -> None:
         """Find the rows again, one part after the other, this time with their numbers."""
-        # The numbers of rows are those of the file only if one thread reads it from its beginning.
-        self.connection.execute("SET threads = 1; SET preserve_insertion_order = true")
         found = []
-        for number, part in enumerate(query.table.parts):
-            rows = f"(SELECT *, {part.row} AS row_of_part FROM {part.rows})"
-            bad = f"SELECT row_of_part, wrong FROM ({query.sql(rows)}) WHERE wrong IS NOT NULL ORDER BY row_of_part"
-            found += [(number, *row) for row in self.run(bad, query.table).fetchall()]
-        self.connection.execute("RESET threads; SET preserve_insertion_order = false")
+        with self._in_the_order_of_files():
+            for number, part in enumerate(query.table.parts):
+                rows = f"(SELECT *, {part.row} AS row_of_part FROM {part.rows})"
+                bad = f"SELECT row_of_part, wrong FROM ({query.sql(rows)}) WHERE wrong IS NOT NULL ORDER BY row_of_part"
+                found += [(number, *row) for row in self.run(bad, query.table).fetchall()]
         file, row, reason = (np.array(column) for column in zip(*found, strict=True))
         places = Places(tuple(part.label for part in query.table.parts), file, row)
         check = TableCheck(query.table.name, len(found), self.invalid, places)
         for wrong in query.wrong:
             check.refuse(reason == wrong.reason, wrong.reason, wrong.remedy)
         self.exclusions += check.settle(pd.DataFrame(index=range(len(found))))[1]
+
+    @contextmanager
+    def _in_the_order_of_files(self) -> Iterator[None]:
+        """The numbers of rows are those of the file only if one thread reads it from its beginning."""
+        self.connection.execute("SET threads = 1; SET preserve_insertion_order = true")
+        yield
+        self.connection.execute("RESET threads; SET preserve_insertion_order = false")
+
+    def places_of_one(self, table: Table, taken: str) -> str:
+        """Where the rows of one person stand who has several in the engine's table `taken`, in words."""
+        several = f"SELECT person_id FROM {taken} GROUP BY person_id HAVING count(*) > 1"
+        person = self.number(f"{several} ORDER BY person_id LIMIT 1")
+        places: list[str] = []
+        with self._in_the_order_of_files():
+            for part in table.parts:
+                rows = f"(SELECT {table.cell('person_id')} AS person_id, {part.row} AS row_of_part FROM {part.rows})"
+                own = f"SELECT row_of_part FROM {rows} WHERE person_id = {person} ORDER BY row_of_part"
+                places += [f"{part.label}, data row {row}" for (row,) in self.run(own, table).fetchall()]
+        return " and ".join(places[:3])
 
 
 @dataclass(frozen=True)

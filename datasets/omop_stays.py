@@ -102,8 +102,8 @@ def take_deaths(engine: Engine, table: Table, zoned: bool) -> None:
     doubled = engine.number("SELECT count(*) - count(DISTINCT person_id) FROM deaths")
     if doubled:
         raise InputError(
-            f"{table.parts[0].label}: {doubled} rows are of persons of whom another row states another death. "
-            "Keep one row a person."
+            f"{engine.places_of_one(table, 'deaths')} are of one person, of whom they state different deaths "
+            f"({doubled} such rows). Keep one row a person."
         )
 
 
@@ -154,7 +154,9 @@ def take_people(engine: Engine, table: Table) -> None:
     engine.take("people", RowQuery(table, columns, wrong, (), ours))
     doubled = engine.number("SELECT count(*) - count(DISTINCT person_id) FROM people")
     if doubled:
-        raise InputError(f"{table.parts[0].label} has {doubled} persons a second time. Keep one row a person.")
+        raise InputError(
+            f"{engine.places_of_one(table, 'people')} are of one person ({doubled} such rows). Keep one row a person."
+        )
 
 
 def static_facts(engine: Engine) -> pd.DataFrame:

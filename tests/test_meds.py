@@ -460,7 +460,7 @@ def test_the_same_sample_in_two_shards_of_labels_is_refused(tmp_path):
     write_foreign(tmp_path)
     write_labels(tmp_path, "died/0", boolean_value=[True, False, False])
     write_labels(tmp_path, "died/1", boolean_value=[True, False, False])
-    with pytest.raises(InputError, match=r"labels/died: the same patient and prediction_time .* \(3 such rows\)"):
+    with pytest.raises(InputError, match=r"labels/died/1.parquet, data row 1: the same patient .* \(3 such rows\)"):
         Cohort.read(tmp_path)
     once = Cohort.read(tmp_path, invalid="exclude")
     assert len(once) == 3
@@ -470,7 +470,9 @@ def test_the_same_sample_in_two_shards_of_labels_is_refused(tmp_path):
     }
     # Which of two outcomes is right, nobody can tell but who wrote them.
     write_labels(tmp_path, "died/1", boolean_value=[True, True, False])
-    with pytest.raises(InputError, match=r"\(1 such rows with other values\)\. Keep one row a sample\.$"):
+    with pytest.raises(
+        InputError, match=r"died/1.parquet, data row 2: .* \(1 such rows with other values\)\. Keep.*sample\.$"
+    ):
         Cohort.read(tmp_path, invalid="exclude")
 
 
