@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-# What a file may hold beside an encoder: heads of other tasks, and buffers that are computed.
+# The number of a layer in the name of a weight.
 _NUMBERED = re.compile(r"\.\d+\.")
 
 

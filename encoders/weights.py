@@ -12,6 +12,9 @@ from ..datasets.errors import InputError
 
 Weights = Mapping[str, Tensor]
 
+_LEARNED = (".weight", ".bias")
+"""How the names of parameters end; buffers may be whole numbers."""
+
 
 def require_weights(pretrained: object) -> None:
     """Raise `InputError` unless this may say where weights are from."""
@@ -25,18 +28,25 @@ def read_weights(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]
     """The weights of a safetensors file or a state dict; floating-point numbers as float32.
 
     Raises:
-        InputError: the file is missing, cut short or of another format, or a value is no tensor or not finite.
+        InputError: the file is missing, cut short or of another format; or a value is no tensor in memory, or its
+            numbers are not finite, or whole, as of a quantised network.
     """
     if isinstance(source, Mapping):
         weights = dict(source)
-        strange = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+        strange = [name for name, value in weights.items() if not (isinstance(name, str) and _is_in_memory(value))]
         if strange or not weights:
             raise InputError(
-                f"The state dict has {len(weights)} entries, of which {len(strange)} are no tensors. Give what "
-                "state_dict() of a network gives; of a training checkpoint, the part with the model's weights."
+                f"The state dict has {len(weights)} entries, of which {len(strange)} are no named tensors in memory. "
+                "Give what state_dict() of a network gives; of a training checkpoint, the part with the model's weights."
             )
     else:
         weights = _from_file(Path(source))
+    whole = [name for name, value in weights.items() if name.endswith(_LEARNED) and not value.is_floating_point()]
+    if whole:
+        raise InputError(
+            f"Of the weights of {told(source)}, {len(whole)} are {weights[whole[0]].dtype}, as of a quantised network "
+            f"(first: {whole[0]}). Give the weights that it was made of, in floating point."
+        )
     # Copies: what is trained is not what was given.
     weights = {
         name: value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
@@ -44,6 +54,11 @@ def read_weights(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]
     }
     refuse_not_finite(weights, told(source))
     return weights
+
+
+def _is_in_memory(value: object) -> bool:
+    """Whether this is a tensor that has all of its numbers: not sparse, and not a shape alone."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def _from_file(path: Path) -> dict[str, Tensor]:

@@ -52,7 +52,8 @@ class History:
     remarks: tuple[str, ...] = ()
     """What the readers left out of the training and validation patients."""
     tuning: tuple[str, ...] = ()
-    """How each network that may be pretrained was tuned, and how many of its weights learned."""
+    """How each network that may be pretrained was tuned, how many of its weights learned, and what of it was kept or
+    computed again."""
     warnings: tuple[str, ...] = ()
     """What came of going on with a run that was stopped, if not all was as before."""
 

@@ -82,8 +82,22 @@ def test_a_file_that_is_cut_short_or_pickled_or_not_there_is_refused(tmp_path, c
 
 
 def test_what_is_no_state_dict_is_refused(cohort):
-    refuses({}, cohort, "0 entries, of which 0 are no tensors")
-    refuses({"model": network().state_dict(), "epoch": 3}, cohort, "2 entries, of which 2 are no tensors")
+    refuses({}, cohort, "0 entries, of which 0 are no named tensors in memory")
+    refuses(
+        {"model": network().state_dict(), "epoch": 3}, cohort, "2 entries, of which 2 are no named tensors in memory"
+    )
+    weights = network().state_dict()
+    name = "layer1.0.conv1.weight"
+    for strange in (weights[name].to("meta"), weights[name].to_sparse(), None):
+        refuses(weights | {name: strange}, cohort, "of which 1 are no named tensors in memory")
+    refuses(weights | {3: weights[name]}, cohort, "of which 1 are no named tensors in memory")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.complex64])
+def test_weights_of_a_quantised_network_are_refused(cohort, kind):
+    weights = network().state_dict()
+    weights["layer1.0.conv1.weight"] = weights["layer1.0.conv1.weight"].to(kind)
+    refuses(weights, cohort, rf"1 are {kind}, as of a quantised network \(first: layer1")
 
 
 def test_weights_that_are_no_numbers_are_refused(cohort):
