@@ -13,10 +13,13 @@ from .errors import InputError
 
 Policy = Literal["raise", "exclude"]
 
+NO_PATIENT = "subject_id is blank"
+BLANK_ROW = "the row is blank"
+
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One row that was left out because the caller asked for `invalid="exclude"`."""
+    """One row that was left out because the caller asked for `invalid="exclude"`, or because nothing stands in it."""
 
     table: str
     """Its name, or, of a table in several files, the file's."""
@@ -76,6 +79,22 @@ class TableCheck:
         self.remedies.setdefault(reason, remedy)
         self.cause[rows & self.usable] = list(self.remedies).index(reason) + 1
 
+    def excuse(self, rows: np.ndarray) -> None:
+        """Mark rows (positions) as blank: they are left out and listed, and never raised."""
+        self.remedies.setdefault(BLANK_ROW, "Remove it")
+        self.cause[rows] = list(self.remedies).index(BLANK_ROW) + 1
+
+    def refused_for(self, *reasons: str) -> np.ndarray:
+        """bool `[row]`: which rows are unusable for one of these reasons."""
+        return np.isin(self.cause, [number for number, one in enumerate(self.remedies, 1) if one in reasons])
+
+    @property
+    def fatal(self) -> np.ndarray:
+        """bool `[row]`: which rows stop the reading under this policy."""
+        if self.policy == "exclude":
+            return np.zeros(self.rows, bool)
+        return ~self.usable & ~self.refused_for(BLANK_ROW)
+
     @property
     def usable(self) -> np.ndarray:
         """bool `[row]`: True where nothing is wrong so far."""
@@ -104,9 +123,10 @@ class TableCheck:
         if usable.all():
             return table, ()
         bad, reasons = np.flatnonzero(~usable), list(self.remedies)
-        if self.policy == "raise":
-            name, row = self._place(bad[0])
-            cause = self.cause[bad[0]]
+        fatal = np.flatnonzero(self.fatal)
+        if len(fatal):
+            name, row = self._place(fatal[0])
+            cause = self.cause[fatal[0]]
             more = int((self.cause == cause).sum()) - 1
             also = f" (and {more} more such rows)" if more else ""
             reason = reasons[cause - 1]

@@ -102,7 +102,7 @@ class Cohort:
         parsed["outcomes"] = typed_outcomes(parsed["outcomes"], self.outcome_kinds, checks["outcomes"])
         settled = {name: checks[name].settle(table) for name, table in parsed.items()}
         self.exclusions: tuple[Exclusion, ...] = tuple(left_out for _, some in settled.values() for left_out in some)
-        """Rows that were left out because `invalid="exclude"` asked for it."""
+        """Rows that were left out because `invalid="exclude"` asked for it, or because nothing stands in them."""
 
         checked = {name: table for name, (table, _) in settled.items()}
         self.early_results = early_results(checked)

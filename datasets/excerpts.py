@@ -195,7 +195,7 @@ class EventRows:
         check = TableCheck.joined(self._checks)
         # What is wrong with rows is told before whose they are.
         asked = self._asked.outcomes.check.usable.any()
-        if asked and self._usable and not self._ours and (self._asked.invalid == "exclude" or check.usable.all()):
+        if asked and self._usable and not self._ours and not check.fatal.any():
             raise no_patient_in_common(self.name)
         columns = {column: self._joined(column) for column in list(self._columns)}
         return Excerpt(pd.DataFrame(columns, copy=False), check, self._whole, self._strangers)

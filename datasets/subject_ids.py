@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from .checks import TableCheck
+from .checks import NO_PATIENT, TableCheck
 from .errors import InputError
 from .words import as_words
 
@@ -35,7 +35,7 @@ def subject_names(values: pd.Series, check: TableCheck) -> pd.Series:
                 'be mistaken for each other. Read the column as text: read_csv(..., dtype={"subject_id": "str"}).'
             )
     words = as_words(values)
-    check.refuse(words.blank, "subject_id is blank", "Every row must name its patient: fill it in")
+    check.refuse(words.blank, NO_PATIENT, "Every row must name its patient: fill it in")
     check.refuse(words.broken, "subject_id is not Unicode text (lone surrogates)", "Decode the source again")
     check.refuse(words.strange, "subject_id is neither text nor a number", "Convert the column to text")
     return words.text.str.strip()

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .arguments import require_table
-from .checks import Excerpt, Policy, TableCheck
+from .checks import NO_PATIENT, Excerpt, Policy, TableCheck
 from .errors import InputError
 from .times import are_mostly_days, are_mostly_years, mostly_dates, parse_times
 from .words import LONGEST_TEXT, UNFILLED, Words, as_words
@@ -175,6 +175,15 @@ def refuse_unreadable(words: Words, check: TableCheck, column: str) -> None:
     )
 
 
+def _excuse_blank_rows(table: pd.DataFrame, check: TableCheck) -> None:
+    """Tell rows in which nothing stands, as spreadsheets leave them, from those that lack their patient."""
+    rows = np.flatnonzero(check.refused_for(NO_PATIENT))
+    for column in table.columns.drop("subject_id"):
+        rows = rows[as_words(table[column].iloc[rows]).blank]
+    if len(rows):
+        check.excuse(rows)
+
+
 def parse_rows(table: pd.DataFrame, check: TableCheck, zones: dict[str, bool]) -> pd.DataFrame:
     """One table with its columns in their types; rows that cannot be used are noted in `check`.
 
@@ -187,6 +196,7 @@ def parse_rows(table: pd.DataFrame, check: TableCheck, zones: dict[str, bool]) -
         InputError: a whole column cannot be used.
     """
     name = check.table
+    _excuse_blank_rows(table, check)
     if name == "static":
         return parse_static(table, check)
     columns: dict[str, pd.Series] = {"subject_id": table["subject_id"]}

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from chiasm.datasets import Cohort, InputError
 from chiasm.datasets.audit_reading import open_folder
+from chiasm.datasets.checks import Exclusion
 from chiasm.datasets.files import read_table
 from chiasm.datasets.pieces import pieces
 
@@ -363,12 +364,21 @@ def test_a_table_of_which_no_column_is_known_says_how_columns_are_called(tmp_pat
 def test_blank_lines_below_a_table_are_left_out_and_counted(tmp_path, name, line):
     commas = "," * FILES[name].split("\n", 1)[0].count(",")
     write(tmp_path, **FILES | {name: FILES[name] + 3 * (line.format(commas=commas) + "\n")})
-    with pytest.raises(InputError, match=rf'{name}, data row 3 .and 2 more such rows.: .*invalid="exclude"'):
-        Cohort.read(tmp_path)
-    cohort = Cohort.read(tmp_path, invalid="exclude")
-    assert [(one.table, one.row) for one in cohort.exclusions] == [(name, row) for row in (3, 4, 5)]
-    assert_read(cohort, tmp_path)
+    for invalid in ("raise", "exclude"):
+        cohort = Cohort.read(tmp_path, invalid=invalid)
+        assert cohort.exclusions == tuple(Exclusion(name, row, "the row is blank") for row in (3, 4, 5))
+        assert_read(cohort, tmp_path)
     assert [one.count for one in open_folder(tmp_path).found if one.check == "rows that are refused"] == [3]
+
+
+def test_a_blank_row_hides_no_other_that_is_wrong(tmp_path):
+    blank = LABS + ",,,,\n"
+    with pytest.raises(InputError, match=r"labs, data row 4: subject_id is blank. Every row must name its patient"):
+        Cohort.read(write(tmp_path, **FILES | {"labs": blank + ",2031-05-17 07:00,NA,140,\n"}))
+    with pytest.raises(InputError, match="No subject_id of labs stands in outcomes"):
+        Cohort.read(write(tmp_path, **FILES | {"labs": blank.replace("007,", "9,")}))
+    with pytest.raises(InputError, match="outcomes has no rows that can be used"):
+        Cohort.read(write(tmp_path, outcomes=OUTCOMES.split("\n")[0] + "\n,,\n"))
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
