@@ -37,7 +37,7 @@ def read_weights(source: str | Path | Mapping[str, object]) -> dict[str, Tensor]
         if strange or not weights:
             raise InputError(
                 f"The state dict has {len(weights)} entries, of which {len(strange)} are no named tensors in memory. "
-                "Give what state_dict() of a network gives; of a training checkpoint, the part with the model's weights."
+                "Give what state_dict() of a network gives; of a training checkpoint, the part with the weights."
             )
     else:
         weights = _from_file(Path(source))
