@@ -9,7 +9,7 @@ import pandas as pd
 from .errors import InputError
 from .mimic_files import DEMOGRAPHICS, MimicFolder
 from .mimic_phenotypes import PHENOTYPES, phenotypes_of
-from .stays import Predictions, predictions, with_believed_ends
+from .stays import Predictions, predictions, told_of_doubt, with_believed_ends
 
 Task = Literal["mortality", "phenotypes", "length-of-stay", "readmission"]
 Stays = Literal["first", "single-unit", "all"]
@@ -121,11 +121,12 @@ def _readmissions(source: MimicFolder, which: Stays) -> Predictions:
 
 def _at_the_end(stays: pd.DataFrame) -> Predictions:
     """Samples at the end of each stay, however it ended; no outcome yet."""
-    stays, _ = with_believed_ends(stays)
+    stays, doubted = with_believed_ends(stays)
     ended = stays[stays["start"].notna() & (stays["end"] >= stays["start"])].drop_duplicates(["subject_id", "end"])
     if not len(ended):
         raise InputError("No stay has a start and an end that is not before it. Check intime and outtime of icustays.")
-    steps = (("", *_counted(stays)), ("with a start, and an end that is not before it", *_counted(ended)))
+    doubt = [(told_of_doubt(doubted), *_counted(stays))] if doubted else []
+    steps = (("", *_counted(stays)), *doubt, ("with a start, and an end that is not before it", *_counted(ended)))
     ended = ended.reset_index(drop=True)
     outcomes = pd.DataFrame({"subject_id": ended["subject_id"], "prediction_time": ended["end"]})
     return Predictions(outcomes, steps, ended)

@@ -329,6 +329,25 @@ def test_phenotypes_are_asked_at_the_end_of_the_stay_and_unknown_without_any_cod
     assert early["prediction_time"].tolist() == [DAY("2150-03-02 08:00")]
 
 
+def test_a_stand_in_for_the_end_of_a_stay_is_no_end(one):
+    one.patient(10000084)
+    one.admission(10000084, 23052089, "2150-03-01 06:00:00", "2199-12-31 00:00:00")
+    one.stay(10000084, 23052089, 30000001, "2150-03-01 08:00:00", "2199-12-31 00:00:00")
+    cells = {"seq_num": 1, "icd_code": "J18.9", "icd_version": 10}
+    one.add("diagnoses_icd", subject_id=10000032, hadm_id=22595853, **cells)
+    one.write()
+    for task in ("phenotypes", "readmission"):
+        cohort = read_mimic(one.folder, task=task)
+        assert cohort.outcomes["subject_id"].tolist() == [10000032]
+        assert [
+            "ends more than 5 years after the start taken as not known: 1",
+            2,
+            2,
+        ] in cohort.attrition.values.tolist()
+        # Nobody was followed up until 2199.
+        assert task == "phenotypes" or cohort.outcomes["readmitted"].isna().all()
+
+
 @pytest.mark.parametrize(
     ("version", "code", "phenotype"),
     [
