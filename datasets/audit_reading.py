@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from .audit_findings import MANY, SHOWN, Finding, Place, counted, require_split_columns, single_rows
-from .checks import TableCheck
+from .checks import BLANK_ROW, TableCheck
 from .cohort import Cohort
 from .errors import InputError
 from .files import find_table, find_tables, read_table, resolve_paths
@@ -150,15 +150,17 @@ def _refused(cohort: Cohort) -> list[Finding]:
         # What MEDS refuses is of a file, and its rows stand in all tables of events.
         tables = (table,) if table in REQUIRED else (*EVENT_TABLES, "static")
         kept = sum(len(own) for name in tables if (own := getattr(cohort, name)) is not None)
-        share = count / (count + kept)
+        share, blank = count / (count + kept), reason == BLANK_ROW
         findings.append(
             Finding(
-                "misleads" if share > MANY else "note",
+                "misleads" if share > MANY and not blank else "note",
                 "rows that are refused",
                 count,
                 Place(table, None, tuple((row,) for row in rows[:SHOWN])),
                 f"{counted(count, 'row')} ({100 * share:.1f} %): {reason}.",
-                'Correct them in the source, or leave them out, listed, with invalid="exclude".',
+                "Nothing: they are left out in any case."
+                if blank
+                else 'Correct them in the source, or leave them out, listed, with invalid="exclude".',
             )
         )
     return findings

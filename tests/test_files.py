@@ -368,7 +368,8 @@ def test_blank_lines_below_a_table_are_left_out_and_counted(tmp_path, name, line
         cohort = Cohort.read(tmp_path, invalid=invalid)
         assert cohort.exclusions == tuple(Exclusion(name, row, "the row is blank") for row in (3, 4, 5))
         assert_read(cohort, tmp_path)
-    assert [one.count for one in open_folder(tmp_path).found if one.check == "rows that are refused"] == [3]
+    found = [one for one in open_folder(tmp_path).found if one.check == "rows that are refused"]
+    assert [(one.severity, one.count, one.remedy[:8]) for one in found] == [("note", 3, "Nothing:")]
 
 
 def test_a_blank_row_hides_no_other_that_is_wrong(tmp_path):
