@@ -95,8 +95,10 @@ class LabReader:
         category, names = cohort.labs["code"].cat.codes.to_numpy(np.intp), cohort.labs["code"].cat.categories
         place = pd.Index(self.codes_, dtype="str").get_indexer(names)
         code = place[category]
-        seen = np.flatnonzero(window.seen(len(code)))
-        remarks = [*tell_mixed(self.units_), *require_units(cohort.labs, seen[code[seen] >= 0], self.units_)]
+        remarks = []
+        if self.units_:
+            seen = np.flatnonzero(window.seen(len(code)) & (code >= 0))
+            remarks = [*tell_mixed(self.units_), *require_units(cohort.labs, seen, self.units_)]
         if (place < 0).any():
             known = code[window.rows] >= 0
             strange = names[np.unique(category[window.rows[~known]])]

@@ -65,6 +65,7 @@ class OutcomeHeads(nn.Module):
                 self.mean[i], self.std[i] = own.mean(), own.std(correction=0).clamp(min=1e-6)
                 bias.zero_()
                 continue
+            assert own.eq(own.long()).all(), "labels are counted before any of them is a probability"
             classes = max(2, kind.logits)
             counts = torch.bincount(own.long(), minlength=classes).float()
             share = counts.clamp(min=0.5) / counts.sum()
