@@ -188,9 +188,9 @@ def _unusable(pictures: Pictures) -> Iterator[Finding]:
             "blank images",
             int(blank.sum()),
             Place("images", "path", single_rows(np.flatnonzero(blank))),
-            f"{counted(int(blank.sum()), 'image shows', 'images show')} one even shade.",
+            f"{counted(int(blank.sum()), 'image shows', 'images show')} one even shade, to a step of 8 bits.",
             "An image that was not taken is no row: remove these rows, or export the files again. If the window of a "
-            f"file lies beside its values, {_ANOTHER_WINDOW}.",
+            f"file lies beside its values, or 10 bits are stored as 16, {_ANOTHER_WINDOW}.",
         )
     dim = np.array([look.dim for look in pictures.looks], bool)[pictures.look]
     if dim.any():

@@ -12,6 +12,7 @@ from chiasm.datasets import Cohort, InputError
 from chiasm.datasets.audit import CHECKS, Audit, audit
 from chiasm.datasets.audit_outcomes import predictive_power
 from chiasm.datasets.audit_reading import open_folder
+from PIL import Image
 
 from .hospital_tables import PATIENTS, clean_tables, divided, write_pictures
 from .planted_leaks import LISTED, PLANTED, Scene, mirrored_image, same_labs, site_of_the_dying, write_dicom
@@ -206,6 +207,16 @@ def test_the_birth_of_the_very_old_is_not_far_away(scene):
     own["labs"].loc[0, ["code", "value", "unit"]] = ["MEDS_BIRTH", 1.0, None]
     own["labs"].loc[0, ["time", "available_at"]] -= pd.Timedelta(days=97 * 365)
     assert grave(own.audit()) == []
+
+
+def test_ten_bits_in_sixteen_are_not_told_to_be_removed_alone(scene, tmp_path):
+    own = scene("images")
+    tones = np.asarray(Image.open(own["images"].loc[0, "path"])).astype(np.uint16) * 4
+    Image.fromarray(tones).save(tmp_path / "ten.png")
+    own["images"].loc[0, "path"] = str(tmp_path / "ten.png")
+    found = next(finding for finding in own.audit().findings if finding.check == "blank images")
+    assert (found.count, found.where.rows) == (1, ((1,),))
+    assert "10 bits are stored as 16, give another: ImageEncoder(window=" in found.remedy
 
 
 def test_ages_that_are_scaled_are_no_impossible_ones(scene):
