@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .errors import InputError
@@ -56,6 +57,33 @@ def require_by_patient(name: str, values: object) -> None:
             f"{name} came as a {type(values).__name__}; expected a pandas Series with each patient's id once in its "
             "index."
         )
+
+
+def require_mask(mask: object, samples: pd.Index, why: str) -> np.ndarray:
+    """A filter of a cohort's samples as bool `[sample]`.
+
+    Args:
+        mask: as it was given.
+        samples: the index of the cohort's outcomes.
+        why: what the filter is called.
+
+    Raises:
+        InputError: it is not one truth value a sample, or nothing would be left.
+    """
+    if isinstance(mask, pd.Series) and not mask.index.equals(samples):
+        raise InputError(
+            f"The mask of the filter {why!r} has rows other than those of cohort.outcomes, or in another order. "
+            "Compute it from cohort.outcomes, or give an array in its order."
+        )
+    mask = np.asarray(mask)
+    if mask.shape != (len(samples),) or mask.dtype != bool:
+        raise InputError(
+            f"The mask of the filter {why!r} has shape {mask.shape} and type {mask.dtype}; "
+            f"expected one truth value for each of the {len(samples)} samples."
+        )
+    if not mask.any():
+        raise InputError(f"The filter {why!r} leaves no sample of {len(samples)}. Loosen it.")
+    return mask
 
 
 def require_cohort(cohort: object) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from . import splits
-from .arguments import as_path, require_by_patient, require_counts, require_table
+from .arguments import as_path, require_by_patient, require_counts, require_mask, require_table
 from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
 from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
@@ -214,20 +214,7 @@ class Cohort:
         Raises:
             InputError: the mask is not one truth value a sample, or nothing would be left.
         """
-        if isinstance(mask, pd.Series) and not mask.index.equals(self.outcomes.index):
-            raise InputError(
-                f"The mask of the filter {why!r} has rows other than those of cohort.outcomes, or in another order. "
-                "Compute it from cohort.outcomes, or give an array in its order."
-            )
-        mask = np.asarray(mask)
-        if mask.shape != (len(self),) or mask.dtype != bool:
-            raise InputError(
-                f"The mask of the filter {why!r} has shape {mask.shape} and type {mask.dtype}; "
-                f"expected one truth value for each of the {len(self)} samples."
-            )
-        if not mask.any():
-            raise InputError(f"The filter {why!r} leaves no sample of {len(self)}. Loosen it.")
-        return self._take(mask, why)
+        return self._take(require_mask(mask, self.outcomes.index, why), why)
 
     def keep_with_input(self) -> Cohort:
         """The samples of which at least something is known at the prediction time."""
