@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,8 @@ from ..datasets.errors import InputError
 Read = TypeVar("Read")
 SCHEMA = 1
 MANIFEST = "manifest.json"
+_NAMED = {"kind", "schema", "files"}
+"""What a manifest says, besides its own SHA-256."""
 # A scratch folder this old is nobody's any more: to fill one takes minutes.
 _ABANDONED = 3600
 """Seconds."""
@@ -73,9 +75,33 @@ def _seal(scratch: Path, kind: str) -> None:
     """Write the manifest of a filled folder, and have all of it reach the disk."""
     files = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
     manifest = {"kind": kind, "schema": SCHEMA, "files": files}
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    (scratch / MANIFEST).write_text(json.dumps(manifest | {"sha256": _sha256_of(manifest)}, indent=2))
     for path in (*scratch.iterdir(), scratch):
         flush(path)
+
+
+def _sha256_of(manifest: Mapping[str, object]) -> str:
+    """Of what a manifest says, however it is laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path, kind: str) -> tuple[str, int, dict[str, str]]:
+    """Kind, schema and files of a folder that should be of a kind.
+
+    Raises:
+        DamagedError: it has no manifest, or one that is not as it was written.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise DamagedError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        # One that was written before manifests were sealed has none.
+        seal = manifest.pop("sha256", None)
+        if set(manifest) != _NAMED or seal not in (None, _sha256_of(manifest)):
+            raise ValueError("not as it was written")
+        return manifest["kind"], manifest["schema"], dict(manifest["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{folder / MANIFEST} is damaged. Take the folder from a backup, or train again.") from error
 
 
 def _refuse_to_replace(folder: Path, kind: str) -> None:
@@ -183,13 +209,7 @@ def checked_folder(folder: Path, kind: str) -> Path:
     """
     folder = Path(os.path.realpath(folder))
     restore_retired(folder, after=_GRACE)
-    if not (folder / MANIFEST).is_file():
-        raise DamagedError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        found, schema, files = manifest["kind"], manifest["schema"], dict(manifest["files"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{folder / MANIFEST} is damaged. Take the folder from a backup, or train again.") from error
+    found, schema, files = _read_manifest(folder, kind)
     if found != kind:
         raise InputError(f"{folder} is a {found}, not a {kind}. Check the path.")
     if schema != SCHEMA:

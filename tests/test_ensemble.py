@@ -113,6 +113,7 @@ def test_a_description_that_says_something_else_is_refused(trained, tmp_path, to
     told = json.dumps(told).encode()
     (tmp_path / "copy" / "ensemble.json").write_bytes(told)
     manifest = json.loads((tmp_path / "copy" / "manifest.json").read_text())
+    del manifest["sha256"]
     manifest["files"]["ensemble.json"] = hashlib.sha256(told).hexdigest()
     (tmp_path / "copy" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=match):
