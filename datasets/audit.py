@@ -195,7 +195,7 @@ def _unable(check: Callable, material: Material) -> str | None:
     """Why a check has nothing to look at."""
     table = _NEEDS.get(check)
     if table is not None and table not in material.cohort.modalities:
-        return f"there are no {table}"
+        return f"there are no {'static facts' if table == 'static' else table}"
     if check is check_division and not material.division.parts:
         return "no division was given"
     predicts = (check_columns, check_missingness, check_sources)

@@ -44,6 +44,7 @@ class ImageEncoder(nn.Module):
         slices: images that are taken of a volume, evenly spread through it.
         window: of every image, as `read_image` takes it: (center, width) in modality values, for CT "lung",
             "mediastinum", "brain" or "bone", or an index among a file's windows; None for each file's own.
+            A file that takes no such window (colours, a JPEG, by name what is no CT) is an error that names it.
         grid: the feature map is pooled to at most `grid × grid` tokens an image.
         budget: tokens a sample at most, at least one an image. The most recent images keep all of theirs, and
             each of the others becomes one, with its hour; what the images say in sum is attention over them.

@@ -219,6 +219,12 @@ def test_ten_bits_in_sixteen_are_not_told_to_be_removed_alone(scene, tmp_path):
     assert "10 bits are stored as 16, give another: ImageEncoder(window=" in found.remedy
 
 
+def test_what_is_not_there_is_said_not_to_be_checked(scene):
+    told = scene().audit().not_checked
+    assert told["ages that cannot be"] == "there are no static facts"
+    assert told["codes that are written in two ways"] == "there are no labs"
+
+
 def test_ages_that_are_scaled_are_no_impossible_ones(scene):
     own = scene("static")
     own["static"]["age"] = (own["static"]["age"] - own["static"]["age"].mean()) / own["static"]["age"].std()

@@ -219,6 +219,14 @@ def test_images_that_were_decoded_in_one_window_are_not_taken_for_those_in_anoth
     assert np.array_equal(seen[2], seen[3])
 
 
+def test_a_file_that_takes_no_such_window_is_named(tmp_path):
+    Image.fromarray(np.arange(4096).reshape(64, 64).astype(np.uint8)).save(tmp_path / "shades.png")
+    for window, told in (("lung", "a PNG names no windows"), ((40, 80), "window is for a PNG or TIFF of one channel")):
+        with pytest.raises(InputError, match=rf"shades\.png: {told}") as refusal:
+            ImageReader(32, window=window).read(str(tmp_path / "shades.png"))
+        assert not isinstance(refusal.value, UnreadableImageError)
+
+
 def test_a_window_that_no_file_could_have_is_refused():
     for window in ("liver", (40, 0), True):
         with pytest.raises(InputError, match="window: expected an index from 0"):
