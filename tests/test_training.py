@@ -84,7 +84,8 @@ def test_each_optimizer_learns_in_each_precision(patients, small_model, optimize
     model = small_model(outcomes=patients.outcome_kinds)
     rate = 3e-3 if optimizer == "adamw" else 3e-2
     settings = {"optimizer": optimizer, "precision": precision, "learning_rate": rate, "batch_size": 8}
-    history = fit(model, patients, epochs=6, **settings, **SHORT)
+    # Of a dozen patients single epochs rise and fall by a tenth; in 12 all seeds tried fell by more than that.
+    history = fit(model, patients, epochs=12, **settings, **SHORT)
     losses = [record["train_loss"] for record in history.epochs]
     assert losses[-1] < losses[0]
     assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
