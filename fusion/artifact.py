@@ -25,7 +25,7 @@ Read = TypeVar("Read")
 SCHEMA = 1
 MANIFEST = "manifest.json"
 _NAMED = {"kind", "schema", "files"}
-"""What a manifest says, besides its own SHA-256."""
+"""What a manifest of this version says, besides its own SHA-256."""
 # A scratch folder this old is nobody's any more: to fill one takes minutes.
 _ABANDONED = 3600
 """Seconds."""
@@ -95,9 +95,9 @@ def _read_manifest(folder: Path, kind: str) -> tuple[str, int, dict[str, str]]:
         raise DamagedError(f"{folder} is no {kind}: it has no {MANIFEST}. Check the path.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        # One that was written before manifests were sealed has none.
+        # One that was written before manifests were sealed has none; a newer version may say more, and seals it.
         seal = manifest.pop("sha256", None)
-        if set(manifest) != _NAMED or seal not in (None, _sha256_of(manifest)):
+        if set(manifest) != _NAMED if seal is None else seal != _sha256_of(manifest):
             raise ValueError("not as it was written")
         return manifest["kind"], manifest["schema"], dict(manifest["files"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -50,7 +50,7 @@ class History:
     salt: str = ""
     """With which samples were hashed."""
     remarks: tuple[str, ...] = ()
-    """What the readers left out of the training and validation patients."""
+    """What the readers left out of the training and validation patients, and outcomes that no teacher tells."""
     tuning: tuple[str, ...] = ()
     """How each network that may be pretrained was tuned, how many of its weights learned, and what of it was kept or
     computed again."""

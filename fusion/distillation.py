@@ -109,7 +109,7 @@ def _folds(labels: np.ndarray, patients: np.ndarray, seed: int) -> list[tuple[np
     names, place = np.unique(patients, return_inverse=True)
     ever = np.zeros(len(names), int)
     np.maximum.at(ever, place, labels)
-    rarest = min(np.bincount(ever, minlength=2)[ever])
+    rarest = min(count for count in np.bincount(ever) if count)
     division = StratifiedKFold(min(_FOLDS, fewest, max(2, rarest)), shuffle=True, random_state=seed)
     folds = []
     for _, own in division.split(names, ever):

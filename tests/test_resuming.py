@@ -1,6 +1,7 @@
 """No run is lost: one that was stopped or killed goes on to the weights of one that was not."""
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from chiasm.datasets import InputError
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel, fit, predict, stopping, training
-from chiasm.fusion.artifact import new_folder
+from chiasm.fusion.artifact import checked_folder, new_folder
 from chiasm.fusion.checkpoint import read_history
 from chiasm.fusion.stopping import Stopped, locked, stopping_in_order
 
@@ -269,6 +270,12 @@ def test_a_checkpoint_of_a_newer_schema_is_refused_and_not_passed_over(halves, p
     manifest = newest(folder) / "manifest.json"
     told = json.loads(manifest.read_text()) | {"schema": 99}
     del told["sha256"]
+    manifest.write_text(json.dumps(told))
+    with pytest.raises(InputError, match="has the schema 99, and this version of chiasm reads 1"):
+        checked_folder(manifest.parent, "checkpoint")
+    # A newer version may say more in its manifest, which it seals.
+    told["more"] = 1
+    told["sha256"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     manifest.write_text(json.dumps(told))
     with pytest.raises(InputError, match="has the schema 99, and this version of chiasm reads 1"):
         fit(plan(), *halves, epochs=2, out=folder, **SHORT)
