@@ -20,6 +20,9 @@ LONGEST_STAY = pd.Timedelta(days=5 * 365)
 """Hospitals keep patients for months, institutions for years; a system that needs an end where there is none
 writes one decades ahead (2099-12-31, 9999-12-31)."""
 
+_FEW = 0.1
+"""Share of a source's starts and ends that, alone after years in which nobody comes or goes, are no follow-up."""
+
 _COLUMNS = ("subject_id", "start", "end", "died", "died_at")
 
 
@@ -45,7 +48,8 @@ def predictions(stays: pd.DataFrame, task: Task, *, after: float = 48.0) -> Pred
     - "readmission" (`readmitted`, binary): does another stay begin within 30 days of this one's end?
       Asked at the end, of patients who left alive. Where the data end sooner, with the last
       start or end of any stay, it is unknown. A patient who dies at home within the 30 days was not
-      readmitted.
+      readmitted. Few stays (a tenth at most) that come after 5 years in which nobody came or went are
+      mistaken dates, or stand-ins (2099-12-31): the data end before them.
 
     An end more than 5 years after the start is a stand-in for none: such a stay goes on.
 
@@ -136,10 +140,25 @@ def _readmissions(stays: pd.DataFrame, _task: Task, _after: float) -> tuple[pd.D
     ).set_index("index")["start"]
     horizon = kept["end"] + pd.Timedelta(days=READMISSION_DAYS)
     returned = following.reindex(kept.index) <= horizon
-    seen = stays[["start", "end"]].max(axis=None) >= horizon
+    last, beyond = _end_of_data(stays)
+    if beyond:
+        years = f"{LONGEST_STAY.days // 365} years in which nobody came or went"
+        steps.append((f"starts and ends after {years} taken for no follow-up: {beyond}", *_counted(kept)))
+    seen = last >= horizon
     readmitted = returned.astype("Float64").where(returned | seen, pd.NA)
     outcomes = {"subject_id": kept["subject_id"], "prediction_time": kept["end"], "readmitted": readmitted}
     return pd.DataFrame(outcomes), kept, steps
+
+
+def _end_of_data(stays: pd.DataFrame) -> tuple[pd.Timestamp, int]:
+    """The last start or end that tells how far the source reaches, and how many lie beyond it."""
+    moments = pd.concat([stays["start"], stays["end"]]).dropna().sort_values(ignore_index=True)
+    count = len(moments)
+    for place in moments.index[moments.diff() > LONGEST_STAY][::-1]:
+        if len(moments) - place > _FEW * len(moments):
+            break
+        count = place
+    return moments.iloc[:count].max(), len(moments) - count
 
 
 def _counted(stays: pd.DataFrame) -> tuple[int, int]:

@@ -84,6 +84,27 @@ def test_an_end_beyond_belief_is_none_and_moves_nobody_s_follow_up(stand_in):
     assert predictions(stays(*rows), "mortality").outcomes["died"].isna().tolist() == [False, True]
 
 
+@pytest.mark.parametrize("end", ["2099-12-31", "2100-01-08", None])
+def test_a_start_beyond_belief_moves_nobody_s_follow_up(end):
+    years = [2015 + patient % 6 for patient in range(30)]
+    rows = [(patient, f"{year}-01-01", f"{year}-01-10", False, None) for patient, year in enumerate(years)]
+    sound = predictions(stays(*rows), "readmission").outcomes
+    told = predictions(stays(*rows, (31, "2099-12-31", end, False, None)), "readmission")
+    pd.testing.assert_frame_equal(told.outcomes[told.outcomes["subject_id"] < 31], sound)
+    assert sound["readmitted"].isna().sum() == 5  # Those of the last year.
+    alone = 1 + (end is not None)
+    step = f"starts and ends after 5 years in which nobody came or went taken for no follow-up: {alone}"
+    assert step in [step for step, *_ in told.steps]
+
+
+def test_many_stays_after_years_without_any_are_the_source_s_own():
+    rows = [(patient, "2005-01-01", "2005-01-10", False, None) for patient in range(6)]
+    rows += [(patient, "2015-01-01", "2015-01-10", False, None) for patient in range(6, 8)]
+    told = predictions(stays(*rows), "readmission")
+    assert told.outcomes["readmitted"].isna().tolist() == [False] * 6 + [True] * 2
+    assert not any("taken for no follow-up" in step for step, *_ in told.steps)
+
+
 def test_a_stay_of_years_that_can_be_is_believed():
     told = predictions(stays((1, "2020-01-01", "2024-12-30", False, None)), "length-of-stay")
     assert told.outcomes["remaining_days"].tolist() == [1823]
@@ -93,6 +114,12 @@ def test_a_stay_of_years_that_can_be_is_believed():
 def test_a_death_many_years_later_does_not_end_a_stay_without_an_end():
     told = predictions(stays((1, "2020-01-01", None, None, "2030-01-01")), "length-of-stay")
     assert told.outcomes["remaining_days"].isna().tolist() == [True]
+
+
+def test_a_source_without_a_stay_that_can_be_says_so():
+    for rows in ([], [(1, "2020-01-05", "2020-01-01", False, None)]):
+        with pytest.raises(InputError, match=r"No stay of \d qualifies for the task 'readmission'"):
+            predictions(stays(*rows), "readmission")
 
 
 @pytest.mark.parametrize(
