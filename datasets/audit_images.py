@@ -212,7 +212,8 @@ def _unusable(pictures: Pictures) -> Iterator[Finding]:
             int(unreadable.sum()),
             Place("images", "path", single_rows(np.flatnonzero(unreadable))),
             f"{counted(int(unreadable.sum()), 'image file')} cannot be read, so nothing else was checked of them.",
-            "See why with read_image(path), or leave them out, counted, with cohort.keep_readable_images().",
+            "See why with read_image(path), or leave them out, counted, with cohort.keep_readable_images(); give both "
+            "the window of your ImageEncoder, if it has one.",
         )
 
 

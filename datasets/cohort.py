@@ -32,6 +32,7 @@ from .windows import (
 )
 
 if TYPE_CHECKING:
+    from .pixels import WindowChoice
     from .store import Store
 
 
@@ -220,16 +221,23 @@ class Cohort:
         """The samples of which at least something is known at the prediction time."""
         return self.keep(self.has_input().any(axis=1), why="something known before the prediction time")
 
-    def keep_readable_images(self) -> Cohort:
+    def keep_readable_images(self, window: WindowChoice | None = None) -> Cohort:
         """The same samples without the image files that cannot be read; those enter `exclusions`.
 
         Reads every file once.
+
+        Args:
+            window: that of the image encoder, as `read_image` takes it: a file whose own window is broken can be
+                read in another.
+
+        Raises:
+            InputError: a file takes no such window.
         """
         from .pixels import unreadable
 
         if self.images is None:
             return self
-        reasons = [unreadable(path) for path in self.images["path"]]
+        reasons = [unreadable(path, window) for path in self.images["path"]]
         bad = np.array([reason is not None for reason in reasons], bool)
         derived = self._derive(images=self.images[~bad].reset_index(drop=True))
         derived.exclusions += tuple(Exclusion("images", row + 1, reasons[row]) for row in np.flatnonzero(bad))

@@ -140,10 +140,10 @@ def read_stored_values(path: Location, *, frame: int | None = None, limit_bytes:
         return decode(_dataset(stream, head, limit_bytes), frame=frame, limit_bytes=limit_bytes).values
 
 
-def unreadable(path: Location | Sequence[Location]) -> str | None:
-    """Why `read_image` refuses a file, or None where it reads it."""
+def unreadable(path: Location | Sequence[Location], window: WindowChoice | None = None) -> str | None:
+    """Why `read_image` refuses a file in this window, or None where it reads it."""
     try:
-        read_image(path)
+        read_image(path, window=window)
     except UnreadableImageError as error:
         return str(error)
     return None

@@ -16,6 +16,7 @@ from chiasm.datasets.prepared import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 
 NOW = pd.Timestamp("2031-05-17 08:00")
@@ -217,6 +218,17 @@ def test_images_that_were_decoded_in_one_window_are_not_taken_for_those_in_anoth
     assert np.abs(seen[0] - seen[1]).mean() > 20
     assert np.abs(seen[1] - seen[2]).mean() > 20
     assert np.array_equal(seen[2], seen[3])
+
+
+def test_an_image_that_the_reader_s_window_makes_readable_is_kept(tmp_path):
+    path, cohort = of_tones(tmp_path)
+    image = dcmread(path)
+    image.WindowWidth = 0
+    image.save_as(path)
+    assert len(cohort.keep_readable_images().images) == 0
+    kept = cohort.keep_readable_images(window="lung")
+    assert kept.exclusions == ()
+    assert len(prepare(kept, {"image": ImageReader(32, window="lung")}).parts["image"].arrays["pixels"]) == 1
 
 
 def test_a_file_that_takes_no_such_window_is_named(tmp_path):
