@@ -71,7 +71,7 @@ def read_mimic(
     Args:
         folder: holds `hosp/` and `icu/` of MIMIC-IV, and any of MIMIC-IV-Note, MIMIC-CXR and
             MIMIC-CXR-JPG, at any depth under any folder names (such as `mimiciv/3.1/hosp`). Tables keep
-            their published names and end in `.csv.gz`, `.csv` or `.parquet`.
+            their published names and end in `.csv.gz`, `.csv` or `.parquet`, each in one file.
         task: what is to be predicted.
         after: hours from the start of the stay to the question; None for the task's own (`AFTER`). Not
             for "readmission".

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .files import TABULAR, is_nearly
 from .words import LONGEST_TEXT
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class MimicFolder:
         folder: holds MIMIC's modules, in folders of any name and depth.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or a table stands there under a name or in a form that is not read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -253,7 +254,11 @@ def _what_is_wrong(told: str, paths: list[Path], tables: tuple[str, ...]) -> str
 
 
 def _tables_in(folder: Path) -> dict[str, list[Path]]:
-    """The files of every known table in a folder and the folders in it."""
+    """The files of every known table in a folder and the folders in it.
+
+    Raises:
+        InputError: a file seems to hold such a table, and would be passed over for its name or form.
+    """
     found: dict[str, list[Path]] = {}
     seen: set[str] = set()
     # Links are followed, since large modules are often linked; each place once.
@@ -264,8 +269,22 @@ def _tables_in(folder: Path) -> dict[str, list[Path]]:
             ending = _ending(name)
             if ending and name.removesuffix(ending) in TABLES:
                 found.setdefault(name.removesuffix(ending), []).append(Path(place, name))
+            elif meant := _meant(name):
+                raise InputError(
+                    f"{Path(place, name)} is not read: the table {meant} is {meant}.csv.gz, {meant}.csv or "
+                    f"{meant}.parquet, in one file. If it is that table, write it so; if not, move it elsewhere."
+                )
         seen.add(real)
     return found
+
+
+def _meant(name: str) -> str | None:
+    """The table that a file seems to hold, although its name is not quite that, or its form not one read."""
+    low = name.lower()
+    ending = max((ending for ending in TABULAR if low.endswith(ending)), key=len, default="")
+    if name.startswith((".", "~$")) or not ending:
+        return None
+    return next((table for table in TABLES if is_nearly(low.removesuffix(ending), re.sub("[^a-z]", "", table))), None)
 
 
 def _ending(name: str) -> str:

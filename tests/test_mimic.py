@@ -1,6 +1,7 @@
 """MIMIC's published files: whose risk is asked, when, what came of it, and what was known by then."""
 
 import gzip
+import re
 import shutil
 
 import numpy as np
@@ -592,6 +593,33 @@ def test_two_versions_in_one_folder_are_not_mixed(one):
         InputError, match=r"patients is there more than once, in .*/hosp, .*/hosp\. Give a folder with one"
     ):
         read_mimic(one.folder)
+
+
+@pytest.mark.parametrize("name", ["labevents_2.csv.gz", "LABEVENTS.CSV", "labevents.tsv", "labevents (1).csv.gz"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_table_under_a_name_that_is_not_read_is_not_passed_over(one, name, alone):
+    path = one.write() / "mimiciv/3.1/hosp/labevents.csv.gz"
+    shutil.copy(path, path.with_name(name))
+    if alone:
+        path.unlink()
+    told = f"{re.escape(name)} is not read: the table labevents is labevents.csv.gz, labevents.csv or labevents.parquet"
+    with pytest.raises(InputError, match=told):
+        read_mimic(one.folder)
+
+
+def test_the_other_published_files_are_none_of_the_tables(one):
+    """Those of MIMIC-IV 3.1, -ED, -Note, -ECG, -CXR and -CXR-JPG of which nothing is read."""
+    hosp = "d_hcpcs d_icd_diagnoses d_icd_procedures drgcodes emar emar_detail hcpcsevents microbiologyevents omr"
+    hosp += " pharmacy poe poe_detail prescriptions procedures_icd provider services transfers"
+    icu = "caregiver d_items datetimeevents ingredientevents inputevents outputevents procedureevents"
+    rest = "diagnosis edstays medrecon pyxis triage vitalsign radiology_detail discharge_detail record_list"
+    rest += " machine_measurements cxr-study-list cxr-provider-list mimic-cxr-2.0.0-chexpert mimic-cxr-2.0.0-negbio"
+    rest += " mimic-cxr-2.1.0-test-set-labeled demo_subject_id"
+    for name in f"{hosp} {icu} {rest}".split():
+        (one.folder / "mimiciv/3.1/icu").mkdir(parents=True, exist_ok=True)
+        (one.folder / "mimiciv/3.1/icu" / f"{name}.csv.gz").write_bytes(b"")
+    (one.folder / "mimiciv/3.1/icu/._labevents.csv.gz").write_bytes(b"")
+    assert len(read_mimic(one.write())) == 1
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
