@@ -81,7 +81,9 @@ def binary_metrics(
     weight = _checked_weight(weight, len(label))
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold must lie in [0, 1], not {threshold}")
-    one_class = weight @ label in (0, weight.sum())
+    # Not by sums of weights, which rounding parts.
+    counted = label[weight > 0]
+    one_class = counted.min() == counted.max()
 
     values: dict[str, float] = {}
     if set(_THRESHOLDED) & set(wanted):

@@ -135,6 +135,18 @@ def test_metrics_of_one_class_are_undefined_without_a_warning(only):
     assert np.isnan(values["specificity" if only else "recall"])
 
 
+@pytest.mark.parametrize("only", [0, 1])
+def test_one_class_is_told_by_the_labels_that_count_whatever_their_weights_add_up_to(only):
+    generator = np.random.default_rng(0)
+    for samples in range(3, 40):
+        label, weight = np.full(samples, only), generator.random(samples)
+        # One of the other class does not count.
+        label[0], weight[0] = 1 - only, 0.0
+        values = binary_metrics(generator.random(samples), label, threshold=0.5, weight=weight)
+        undefined = ("AUROC", "AUPRC", "calibration slope", "calibration intercept")
+        assert np.isnan([values[name] for name in undefined]).all()
+
+
 def test_a_risk_at_the_threshold_is_called_positive():
     values = binary_metrics(np.array([0.5, 0.4]), np.array([1, 0]), threshold=0.5)
     assert values["recall"] == values["specificity"] == 1
