@@ -109,6 +109,7 @@ def restricted(model: FusionModel, modalities: Sequence[str], *, fusion: Fusion 
         outcomes=model.outcomes,
         modality_dropout=model.modality_dropout if len(modalities) > 1 else 0.0,
         auxiliary=model.auxiliary,
+        label_smoothing=model.label_smoothing,
     )
 
 

@@ -67,7 +67,12 @@ def test_models_of_a_cohort_without_a_binary_outcome_cannot_be_compared():
 
 def model(fusion: object) -> FusionModel:
     return FusionModel(
-        labs=LabEncoder(16), static=StaticEncoder(16), fusion=fusion, outcomes={"died": "binary"}, modality_dropout=0.2
+        labs=LabEncoder(16),
+        static=StaticEncoder(16),
+        fusion=fusion,
+        outcomes={"died": "binary"},
+        modality_dropout=0.2,
+        label_smoothing=0.1,
     )
 
 
@@ -84,6 +89,8 @@ def test_each_other_head_is_compared_in_the_size_and_with_the_dropout_of_the_rec
     built = variants(recipe, None, pairs=True)
     others = {name: head for name, head in FUSIONS.items() if head is not type(own())}
     assert list(built) == ["fused", "labs alone", "static alone", *others]
+    # The labels are the same for all.
+    assert {one.label_smoothing for one in built.values()} == {0.1}
     for name, head in others.items():
         fusion = built[name].fusion
         assert type(fusion) is head
