@@ -47,6 +47,7 @@ class TrainingSettings:
     keep: str
     balanced: bool
     distillation: float
+    group_by_length: bool
     precision: str
     accumulate: int
     deterministic: bool
@@ -76,6 +77,7 @@ class TrainingSettings:
             "keep": ("best", "last"),
             "precision": PRECISIONS,
             "balanced": (True, False),
+            "group_by_length": (True, False),
             "deterministic": (True, False),
         }
         for name, allowed in choices.items():

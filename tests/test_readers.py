@@ -764,3 +764,9 @@ def test_batches_are_of_like_size():
     spread = [np.ptp(sizes[batch]) for batch in BucketedBatches(sizes, 8, pool=8)]
     # A pool of 64 in 8 batches: each spans about an eighth of 512, plain shuffling about 7/9 of it.
     assert np.mean(spread) < 0.2 * 512
+
+
+def test_batches_of_one_size_are_shuffled_plainly():
+    hidden = np.random.default_rng(0).permutation(512)
+    spread = [np.ptp(hidden[batch]) for batch in BucketedBatches(np.zeros(512), 8)]
+    assert np.mean(spread) > 0.6 * 512

@@ -195,6 +195,19 @@ def test_balancing_starts_from_even_odds_and_weighs_the_rare_class_more(patients
 # It repeats itself
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_batches_are_of_like_size_where_it_is_asked_for(patients, plan, grouped, monkeypatch):
+    seen, update = [], updating.update
+    monkeypatch.setattr(training, "update", lambda *given: seen.append(given[:4]) or update(*given))
+    fit(plan(), patients, epochs=1, batch_size=2, group_by_length=grouped, **SHORT)
+    sizes = seen[0][0].samples.sizes
+    # All lie in one pool: sorted batches do not overlap in size, shuffled ones do.
+    ranges = sorted((sizes[own].min(), sizes[own].max()) for *_, own in seen)
+    apart = all(before[1] <= after[0] for before, after in pairwise(ranges))
+    assert len(seen) > 3
+    assert apart == grouped
+
+
 def test_one_seed_gives_one_model_and_another_seed_another(halves, small_model, patients):
     results = []
     for seed in (0, 0, 1):
@@ -383,6 +396,7 @@ def test_a_model_that_is_built_is_trained_further(halves, plan):
         ({"average": 1.0}, r"average is 1\.0"),
         ({"distillation": True}, "distillation is True; expected a share"),
         ({"distillation": 1.5}, r"distillation is 1\.5; expected a share of the labels, from 0 to 1"),
+        ({"group_by_length": "long"}, "group_by_length is 'long'; expected True or False"),
         ({"patience": 0}, r"patience is 0"),
         ({"keep": "first"}, "keep is 'first'; expected 'best' or 'last'"),
         ({"patience": 1.0}, r"patience is 1\.0"),
