@@ -39,6 +39,8 @@ def cross_validate(run: Run, data: Path, *, say: Callable[[object], None]) -> No
     from ..fusion import fit, predict
     from ..fusion.processes import is_main_process
 
+    # As the run is computed, so are its folds; a tracker tells of the model that is kept.
+    computed = {name: value for name, value in run.keeping.items() if name != "trackers"}
     for name, recipe in _variants(run.recipe).items():
         cohort = recipe.read(data)
         paths = _fold_paths(run, name, recipe, cohort)
@@ -50,7 +52,7 @@ def cross_validate(run: Run, data: Path, *, say: Callable[[object], None]) -> No
                     continue
                 # Too few patients for a validation part that means something: a fixed number of epochs.
                 model = recipe.model(rest)
-                fit(model, rest, None, **recipe.training(kept=False) | {"progress": False})
+                fit(model, rest, None, **recipe.training(kept=False) | computed | {"progress": False})
                 if is_main_process():
                     write_risks(predict(model, fold), path)
             say(f"cross-validation {name}: repeat {repeat + 1} of {recipe.settings.repeats} done")

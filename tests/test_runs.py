@@ -660,6 +660,21 @@ def test_a_sample_that_one_repeat_refused_is_refused(validated, tables, tmp_path
     assert refused["risk"].isna().all()
 
 
+def test_what_is_typed_of_how_to_compute_holds_for_folds_too(validated, tables, tmp_path, monkeypatch):
+    from chiasm import fusion
+
+    computed, real = [], fusion.fit
+
+    def watched(*given, **named):
+        computed.append((named.get("out") is None, named["recompute"], named["timeout"], named.get("trackers", ())))
+        return real(*given, **named)
+
+    monkeypatch.setattr(fusion, "fit", watched)
+    words = ("--recompute", "--timeout", 60, "--tracker", "tensorboard", "--set", "repeats=1", "--set", "epochs=1")
+    assert chiasm("train", validated, "--data", tables, "--out", tmp_path / "run", *words) == 0
+    assert computed == [(False, True, 60.0, ("tensorboard",))] + 4 * [(True, True, 60.0, ())]
+
+
 def test_a_cross_validated_run_is_scored_once(validated, tables, tmp_path, capsys, monkeypatch):
     from chiasm import fusion
 
