@@ -120,6 +120,7 @@ def confounder_risks(told: pd.Series, cohort: Cohort, outcome: str, folds: int, 
     keyed = pd.Series(list(values), index=pd.MultiIndex.from_frame(cohort.outcomes[["subject_id", "prediction_time"]]))
     parts = []
     for rest, fold in cohort.folds(folds, seed=seed):
+        rest = rest.keep(rest.outcomes[outcome].notna().to_numpy(), why="patients whose outcome is known")
         classifier = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
         inputs = [
             [

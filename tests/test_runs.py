@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from chiasm.datasets import InputError
+from chiasm.datasets import Cohort, InputError
 from chiasm.fusion import FusionModel
 from chiasm.fusion.checkpoint import read_history
-from chiasm.recipes.cross_validation import cross_validate, cross_validated_risks
+from chiasm.recipes.cross_validation import confounder_risks, cross_validate, cross_validated_risks
 from chiasm.recipes.recipe import load_recipe, naming_recipe
 from chiasm.recipes.runs import Run, check_risks_path, commit_of, open_run
 
@@ -554,8 +554,6 @@ def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, 
 
 @pytest.mark.parametrize("died", ["", "to come"])
 def test_predict_does_not_look_at_outcomes_which_may_be_blank_throughout(run, recipe, tmp_path, died):
-    from chiasm.datasets import Cohort
-
     own = write_tables(tmp_path / "own", died=died)
     Cohort.read(write_tables(tmp_path / "bare").parent / "bare").write(tmp_path / "meds")
     labels = pd.read_parquet(tmp_path / "meds" / "labels" / "died.parquet")
@@ -673,6 +671,16 @@ def test_what_is_typed_of_how_to_compute_holds_for_folds_too(validated, tables, 
     words = ("--recompute", "--timeout", 60, "--tracker", "tensorboard", "--set", "repeats=1", "--set", "epochs=1")
     assert chiasm("train", validated, "--data", tables, "--out", tmp_path / "run", *words) == 0
     assert computed == [(False, True, 60.0, ("tensorboard",))] + 4 * [(True, True, 60.0, ())]
+
+
+def test_what_should_not_predict_an_outcome_is_held_against_the_patients_whose_outcome_is_known():
+    died = np.where(np.arange(40) % 4 == 3, np.nan, np.arange(40) % 2)
+    keys = {"subject_id": range(40), "prediction_time": pd.Timestamp("2031-05-17")}
+    told = pd.Series(["this ward", "that ward"] * 20)
+    risks = confounder_risks(told, Cohort(pd.DataFrame(keys | {"died": died})), "died", 4, 0)
+    assert len(risks) == 40
+    # The labels of those who have one follow the ward, and what is said of the others does, too.
+    assert risks.loc[risks["subject_id"] % 2 == 1, "risk"].min() > risks.loc[risks["subject_id"] % 2 == 0, "risk"].max()
 
 
 def test_a_cross_validated_run_is_scored_once(validated, tables, tmp_path, capsys, monkeypatch):
