@@ -24,7 +24,7 @@ from .inference import to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, recompute, thaw
 from .model import FusionModel
 from .numerics import PRECISIONS, autocast
-from .processes import PATIENCE, EndingTogether, make_accelerator
+from .processes import PATIENCE, EndingTogether, launched_processes, make_accelerator
 from .settings import LARGEST_SEED, require_choice, require_timeout
 from .training_samples import check_cohorts
 
@@ -180,7 +180,10 @@ class _Gauge:
         self._cuda = device.type == "cuda"
         if not self._cuda and not sys.platform.startswith("linux"):
             raise InputError("How much memory a step needs on a CPU is known on Linux only. Give fit a batch_size.")
-        self._bound = bound or (math.inf if self._cuda else _resident() + _USED * free_memory() / _processes_here())
+        if not bound:
+            share = _USED / launched_processes(here=True)
+            bound = math.inf if self._cuda else _resident() + share * free_memory()
+        self._bound = bound
         self._held = 0.0 if self._cuda else _resident()
         self._before = 0.0
         # By samples, beyond what the process had before any of them.
@@ -243,11 +246,6 @@ class _Gauge:
         finally:
             ended.set()
             watching.join()
-
-
-def _processes_here() -> int:
-    """How many processes of this training share the machine's memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
 
 
 def _resident() -> float:

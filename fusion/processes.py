@@ -35,7 +35,17 @@ _trainings = itertools.count()
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks: the first of its launcher, or the only one."""
-    return _told("WORLD_SIZE", 1) <= 1 or _told("RANK", 0) == 0
+    return launched_processes() == 1 or _told("RANK", 0) == 0
+
+
+def launched_processes(*, here: bool = False) -> int:
+    """How many processes a launcher started, this one among them; 1 without a launcher.
+
+    Args:
+        here: only those on this machine, as far as the launcher tells.
+    """
+    launched = max(1, _told("WORLD_SIZE", 1))
+    return max(1, _told("LOCAL_WORLD_SIZE", launched)) if here else launched
 
 
 def _told(name: str, alone: int) -> int:
@@ -80,7 +90,7 @@ def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    launched = max(1, _told("WORLD_SIZE", 1))
+    launched = launched_processes()
     # Without being told, Accelerate takes processes of a launcher without GPUs for strangers to each other.
     on_cpu = launched > 1 and not torch.accelerator.is_available()
     # A rank whose batch lacks a modality leaves that encoder unused in the step.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..datasets.errors import InputError
 from ..datasets.progress import progress_bar
+from ..fusion.processes import launched_processes
 from ..fusion.settings import require_whole
 from .ranges import searched_settings
 from .recipe import load_recipe
@@ -68,7 +68,7 @@ def tune_recipe(
     from .storages import file_url
     from .studies import Study
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes() > 1:
         raise InputError("chiasm tune starts its own processes: give --jobs, and leave the launcher out.")
     recipe = load_recipe(name, assignments, store=store)
     searched = searched_settings(recipe, assignments, ranges)

@@ -131,7 +131,9 @@ def usual_jobs() -> int:
     """How many small models to train at a time on this machine, if nobody says."""
     import torch
 
-    if torch.accelerator.is_available() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from ..fusion.processes import launched_processes
+
+    if torch.accelerator.is_available() or launched_processes() > 1:
         return 1
     return min(os.cpu_count() or 1, _MOST_JOBS)
 

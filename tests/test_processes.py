@@ -17,9 +17,11 @@ from chiasm.fusion.processes import (
     EndingTogether,
     from_main_process,
     is_main_process,
+    launched_processes,
     make_accelerator,
     share_weights,
 )
+from chiasm.recipes.variants import usual_jobs
 
 from .crashes import end
 from .process_counts import differences
@@ -193,6 +195,19 @@ def test_a_process_that_is_alone_is_the_main_one_whatever_its_number(monkeypatch
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_main_process() == is_main
+
+
+def test_how_many_processes_there_are_is_told_by_the_launcher(monkeypatch):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (launched_processes(), launched_processes(here=True)) == (1, 1)
+    # Set, and blank: nobody launched it.
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert (launched_processes(), usual_jobs() >= 1) == (1, True)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (launched_processes(), launched_processes(here=True), usual_jobs()) == (8, 8, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert (launched_processes(), launched_processes(here=True)) == (8, 4)
 
 
 def test_alone_a_process_decides_by_itself_and_keeps_its_weights():

@@ -551,3 +551,6 @@ def test_a_launcher_of_several_processes_is_refused(recipe, tables, tmp_path, ca
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert chiasm("tune", recipe, "--data", tables, "--out", tmp_path / "tuned") == 2
     assert "give --jobs, and leave the launcher out" in one_line(capsys)
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert chiasm("tune", recipe, "--data", tables, "--out", tmp_path / "tuned") == 2
+    assert "WORLD_SIZE is 'two' in the environment; expected a whole number" in one_line(capsys)
