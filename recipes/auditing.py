@@ -70,8 +70,7 @@ def _read_by_recipe(data: Path, name: str, assignments: Sequence[str]) -> dict[s
     recipe = load_recipe(name, assignments)
     cohort = recipe.read(data)
     parts = dict(zip(("train", "valid", "held out"), recipe.divide(cohort), strict=True))
-    told = getattr(recipe.module, "sources", None)
-    return {"cohort": cohort, "parts": parts, "sources": None if told is None else told(data, cohort)}
+    return {"cohort": cohort, "parts": parts, "sources": recipe.sources(data, cohort)}
 
 
 def _show(report: Audit, as_given: Sequence[Finding], say: Callable[[object], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 _THRESHOLD = {"value": 0.5, "chosen": "the default; a fold leaves no validation patients to choose one on"}
-_COLUMNS = ("subject_id", "prediction_time", "outcome", "risk", "status")
+_SAMPLE = ["subject_id", "prediction_time"]
+_COLUMNS = (*_SAMPLE, "outcome", "risk", "status")
 
 
 def cross_validate(run: Run, data: Path, *, say: Callable[[object], None]) -> None:
@@ -78,7 +79,7 @@ def out_of_fold_risks(run: Run, name: str, recipe: Recipe, cohort: Cohort) -> pd
             "settings and recipe. Run chiasm train again with the same --data and --out."
         )
     table = pd.concat([_read_fold(path) for path in paths], ignore_index=True)
-    by_sample = table.groupby(["subject_id", "prediction_time", "outcome"])
+    by_sample = table.groupby([*_SAMPLE, "outcome"])
     wanted = len(cohort) * sum(len(kind.columns(outcome)) for outcome, kind in cohort.outcome_kinds.items())
     if len(by_sample) != wanted or (by_sample.size() != recipe.settings.repeats).any():
         raise InputError(
@@ -107,31 +108,34 @@ def _default_thresholds(cohort: Cohort) -> dict[str, dict[str, object]]:
     return {name: _THRESHOLD for name, kind in cohort.outcome_kinds.items() if kind == "binary"}
 
 
-def confounder_risks(told: pd.Series, cohort: Cohort, outcome: str, folds: int, seed: int) -> pd.DataFrame:
+def confounder_risks(told: Sequence[object], cohort: Cohort, outcome: str, folds: int, seed: int) -> pd.DataFrame:
     """Risks from one thing that should not predict the outcome, such as the source of an image.
 
     Logistic regression on its values, by the same kind of folds as the model.
+
+    Args:
+        told: one value a sample, in the cohort's order; numbers are names too.
+        cohort: the samples; those whose outcome is unknown are not learned from.
+        outcome: a binary one.
+        folds, seed: as `Cohort.folds` takes them.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder
 
-    values = told.astype(object).where(told.notna(), "unknown").to_frame().to_numpy()
-    keyed = pd.Series(list(values), index=pd.MultiIndex.from_frame(cohort.outcomes[["subject_id", "prediction_time"]]))
+    own = pd.Series(list(told), dtype=object)
+    values = own.where(own.notna(), "unknown").astype("str").to_numpy(object)[:, None]
+    samples = pd.MultiIndex.from_frame(cohort.outcomes[_SAMPLE])
     parts = []
     for rest, fold in cohort.folds(folds, seed=seed):
         rest = rest.keep(rest.outcomes[outcome].notna().to_numpy(), why="patients whose outcome is known")
+        learned, asked = (
+            samples.get_indexer(pd.MultiIndex.from_frame(part.outcomes[_SAMPLE])) for part in (rest, fold)
+        )
         classifier = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
-        inputs = [
-            [
-                list(keyed[key])
-                for key in zip(part.outcomes["subject_id"], part.outcomes["prediction_time"], strict=True)
-            ]
-            for part in (rest, fold)
-        ]
-        classifier.fit(inputs[0], rest.outcomes[outcome])
-        risk = classifier.predict_proba(inputs[1])[:, 1]
-        parts.append(fold.outcomes[["subject_id", "prediction_time"]].assign(outcome=outcome, risk=risk, status="ok"))
+        classifier.fit(values[learned], rest.outcomes[outcome].astype(int))
+        risk = classifier.predict_proba(values[asked])[:, 1]
+        parts.append(fold.outcomes[_SAMPLE].assign(outcome=outcome, risk=risk, status="ok"))
     risks = pd.concat(parts, ignore_index=True)
     risks.attrs["thresholds"] = _default_thresholds(cohort)
     return risks
@@ -187,7 +191,7 @@ def cross_validated_risks(run: Run, data: Path) -> tuple[dict[str, pd.DataFrame]
     risks = {
         name: out_of_fold_risks(run, name, recipe, recipe.read(data)) for name, recipe in _variants(run.recipe).items()
     }
-    for name, told in run.recipe.module.sources(data, cohort).items():
+    for name, told in run.recipe.sources(data, cohort).items():
         risks[f"{name} alone"] = confounder_risks(told, cohort, outcome, settings.folds, settings.seed)
     return risks, cohort
 

@@ -140,6 +140,28 @@ class Recipe:
             )
         return told if kept else {name: value for name, value in told.items() if name != "trackers"}
 
+    def sources(self, data: Path, cohort: Cohort) -> dict[str, Sequence[object]]:
+        """What should not predict the outcome, one value a sample, by name; nothing where the recipe names none."""
+        if not hasattr(self.module, "sources"):
+            return {}
+        # It takes no settings.
+        with naming_recipe(self.name, but=OSError):
+            told = self.module.sources(data, cohort)
+        if not isinstance(told, dict):
+            raise InputError(
+                f"sources of the recipe {self.name} gives a {type(told).__name__}; expected a dictionary, by name one "
+                "value a sample."
+            )
+        for name, values in told.items():
+            given = len(values) if hasattr(values, "__len__") and not isinstance(values, str) else None
+            if given != len(cohort):
+                came = f"a {type(values).__name__}" if given is None else f"{given} values"
+                raise InputError(
+                    f"sources of the recipe {self.name} gives {came} of {name}; expected one value for each of the "
+                    f"{len(cohort)} samples, in the order of cohort.outcomes."
+                )
+        return told
+
     def _asked(self, part: str, *given: object) -> object:
         """What a function of the recipe's module gives."""
         # What the disk says of the data names the file itself.

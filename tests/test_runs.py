@@ -627,6 +627,23 @@ def test_folds_that_are_there_are_kept_and_those_of_other_data_are_not_used(vali
         cross_validated_risks(run, write_tables(tmp_path / "changed", seed=1))
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("[1, 2]", "sources of the recipe .* gives a list; expected a dictionary"),
+        ('{"ward": [1, 2]}', "gives 2 values of ward; expected one value for each of the 48 samples"),
+        ('{"ward": 3}', "gives a int of ward; expected one value for each of the 48 samples"),
+        ('{"ward": cohort.outcomes["site"]}', r"cannot be run, line \d+: KeyError: 'site'\. Mend it"),
+    ],
+)
+def test_sources_that_do_not_fit_are_told_to_whoever_wrote_the_recipe(tables, tmp_path, told, message):
+    own = tmp_path / "own.py"
+    own.write_text(RECIPE + VARIANTS.replace('{"ward": (cohort.outcomes["subject_id"] % 3).astype("str")}', told))
+    recipe = load_recipe(str(own))
+    with pytest.raises(InputError, match=message):
+        recipe.sources(tables, recipe.read(tables))
+
+
 def test_a_fold_that_is_missing_or_damaged_is_named_with_the_remedy(validated, tables, tmp_path):
     run = Run(load_recipe(str(validated), ["repeats=1"]), tmp_path / "run")
     cross_validate(run, tables, say=lambda _: None)
@@ -676,11 +693,13 @@ def test_what_is_typed_of_how_to_compute_holds_for_folds_too(validated, tables, 
 def test_what_should_not_predict_an_outcome_is_held_against_the_patients_whose_outcome_is_known():
     died = np.where(np.arange(40) % 4 == 3, np.nan, np.arange(40) % 2)
     keys = {"subject_id": range(40), "prediction_time": pd.Timestamp("2031-05-17")}
-    told = pd.Series(["this ward", "that ward"] * 20)
-    risks = confounder_risks(told, Cohort(pd.DataFrame(keys | {"died": died})), "died", 4, 0)
-    assert len(risks) == 40
-    # The labels of those who have one follow the ward, and what is said of the others does, too.
-    assert risks.loc[risks["subject_id"] % 2 == 1, "risk"].min() > risks.loc[risks["subject_id"] % 2 == 0, "risk"].max()
+    # Wards by number, some of them not known, are as good as wards by name.
+    for told in (pd.Series(["this ward", "that ward"] * 20), [1, 2] * 16 + [1, None] * 4):
+        risks = confounder_risks(told, Cohort(pd.DataFrame(keys | {"died": died})), "died", 4, 0)
+        assert len(risks) == 40
+        # The labels of those who have one follow the ward, and what is said of the others does, too.
+        is_odd = risks["subject_id"] % 2 == 1
+        assert risks.loc[is_odd, "risk"].min() > risks.loc[~is_odd, "risk"].max()
 
 
 def test_a_cross_validated_run_is_scored_once(validated, tables, tmp_path, capsys, monkeypatch):
