@@ -17,6 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .quotation import Quotation
 from .refusals import MALFORMED
 from .words import LONGEST_TEXT
 
@@ -26,7 +27,7 @@ PIECE_BYTES = 64 << 20
 """And bytes, about: rows differ in length, and of a row group only the mean of them is known."""
 _BLOCK_BYTES = 64 << 20
 """Of a piece of a CSV file. A row must lie in one."""
-_DECODED_BYTES = 1 << 20
+_DECODED_BYTES = _FIRST_LINE = 1 << 20
 # Rows of patients and times take a byte or more each. A file in which ten have one, or text that shrinks to a
 # thousandth, says the same again and again, and would fill the memory.
 _MOST_ROWS_A_BYTE, _MOST_INFLATION = 10, 1000
@@ -261,6 +262,10 @@ def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str])
     )
     with path.open("rb") as file:
         watched = _Watched(file)
+        if _has_one_line(path):
+            # Arrow sees no line in one without an end.
+            yield pa.table([pa.array([], kind) for kind in cells.column_types.values()], names).select(wanted)
+            return
         try:
             first = 1
             for batch in pa_csv.open_csv(pa.PythonFile(watched, "r"), read, parse, cells):
@@ -273,14 +278,14 @@ def _csv_pieces(path: Path, columns: Sequence[str] | None, words: Sequence[str])
                 yield pa.table(nothing, names=[names[k] for k in wanted])
         except pa.ArrowInvalid as error:
             if not ragged:
-                watched.require_closed_quotes(path)
+                watched.require_closed_quotes()
                 raise
             raise InputError(
                 f"{path}, data row {ragged[0].number - 1}: {ragged[0].actual_columns} cells, but the first line names "
                 f"{ragged[0].expected_columns} columns. Correct the row, and put text that has commas in quotation "
                 "marks."
             ) from error
-        watched.require_closed_quotes(path)
+        watched.require_closed_quotes()
 
 
 def _first_line(path: Path) -> list[str]:
@@ -291,15 +296,22 @@ def _first_line(path: Path) -> list[str]:
     return [name.strip() or f"Unnamed: {k}" for k, name in enumerate(names)]
 
 
+def _has_one_line(path: Path) -> bool:
+    """Whether a file ends before its first line does."""
+    with path.open("rb") as file:
+        start = file.read(_FIRST_LINE)
+    return len(start) < _FIRST_LINE and not any(end in start for end in b"\r\n")
+
+
 def _block_bytes(path: Path) -> int:
     return min(path.stat().st_size + 1, _BLOCK_BYTES)
 
 
 class _Watched(io.RawIOBase):
-    """A file that is UTF-8, byte by byte, and whose quotation marks are counted."""
+    """A file that is UTF-8, byte by byte, and whose quotation marks stand where those of CSV do."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._quotes, self._at = file, 0, 0
+        self._file, self._at, self._quotes = file, 0, Quotation(file.name)
         self._decode: Callable = codecs.getincrementaldecoder("utf-8")().decode
 
     def readable(self) -> bool:
@@ -316,21 +328,12 @@ class _Watched(io.RawIOBase):
                 # The decoder may have kept the first bytes of a character that the last read cut off.
                 at = self._at + len(data) - len(error.object) + error.start
                 raise UnicodeDecodeError("utf-8", error.object, at, at + 1, error.reason) from None
-            self._quotes += data.count(b'"')
+            self._quotes.take(data if self._at else data.removeprefix(codecs.BOM_UTF8))
             self._at += len(data)
         return size
 
-    def require_closed_quotes(self, path: Path) -> None:
-        """Raise `InputError` where a quotation mark is never closed: it swallows all rows that follow."""
-        rest = self._file.read(_BLOCK_BYTES)
-        while rest:
-            self._quotes += rest.count(b'"')
-            rest = self._file.read(_BLOCK_BYTES)
-        # What is longer than a block was refused before, and need not be looked for in a file of any size.
-        if self._quotes % 2 == 0 or path.stat().st_size > 16 * _BLOCK_BYTES:
-            return
-        try:
-            for _ in pd.read_csv(path, dtype="str", usecols=[0], encoding_errors="replace", chunksize=PIECE_ROWS):
-                pass
-        except pd.errors.ParserError as error:
-            raise InputError(f"{path} has a quotation mark that is never closed. Close it, or double it.") from error
+    def require_closed_quotes(self) -> None:
+        """Raise `InputError` where a quotation mark is never closed, or closes a text that goes on."""
+        while rest := self._file.read(_DECODED_BYTES):
+            self._quotes.take(rest)
+        self._quotes.end()

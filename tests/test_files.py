@@ -1,5 +1,8 @@
 """Folders of tables: what is understood, and what would silently become another cohort and is refused."""
 
+import csv
+import io
+import itertools
 import re
 from pathlib import Path
 
@@ -13,6 +16,9 @@ from chiasm.datasets.audit_reading import open_folder
 from chiasm.datasets.checks import Exclusion
 from chiasm.datasets.files import read_table
 from chiasm.datasets.pieces import pieces
+from chiasm.datasets.quotation import Quotation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 OUTCOMES = "subject_id,prediction_time,died\n007,2031-05-17 08:00,0\n8,2031-05-17 08:00,1\n"
 LABS = "subject_id,time,code,value,unit\n007,2031-05-17 07:00,NA,140,mmol/L\n007,2031-05-17 06:00,null,7.4,\n"
@@ -70,6 +76,12 @@ def test_blank_lines_and_a_missing_last_line_end_change_nothing(tmp_path):
         **{name: "\n" + content.replace("\n", "\n\n", 1).removesuffix("\n") for name, content in FILES.items()},
     )
     assert_read(Cohort.read(tmp_path), tmp_path)
+
+
+def test_a_table_may_have_a_first_line_alone_with_or_without_its_end(tmp_path):
+    for end in ("", "\n", "\r\n"):
+        cohort = Cohort.read(write(tmp_path, outcomes=OUTCOMES, labs=LABS.splitlines()[0] + end))
+        assert cohort.modalities == ()
 
 
 def test_settings_of_a_cohort_may_be_given(tmp_path):
@@ -193,6 +205,36 @@ def test_outcomes_without_rows_are_told_before_whose_labs_there_are(tmp_path):
 def test_a_quotation_mark_inside_a_cell_is_a_character(tmp_path):
     table = "subject_id,time,text\n8,2031-05-17 07:00,5'10\" tall\n"
     assert Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=table)).notes["text"].tolist() == ["5'10\" tall"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['"open\n9,2031-05-17 07:00,x\n10,2031-05-17 07:00,"y', '"he said "no" to me"', '"open\n9,2031-05-17 07:00,y" z'],
+)
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows_up_to_the_next(tmp_path, text):
+    notes = f"subject_id,time,text\n8,2031-05-17 07:00,{text}\n"
+    with pytest.raises(
+        InputError, match=r"notes\.csv, line [234]: a quotation mark ends a text that goes on, or one be"
+    ):
+        Cohort.read(write(tmp_path, outcomes=OUTCOMES, notes=notes))
+
+
+@settings(max_examples=500)
+@given(st.text('a",\n', max_size=40), st.lists(st.integers(0, 40), max_size=6))
+def test_quotation_marks_are_those_of_csv_however_the_bytes_come(text, cuts):
+    try:
+        list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        well = True
+    except csv.Error:
+        well = False
+    quotation, cuts = Quotation("notes.csv"), sorted([0, *cuts, len(text)])
+    try:
+        for start, end in itertools.pairwise(cuts):
+            quotation.take(text[start:end].encode())
+        quotation.end()
+        assert well
+    except InputError:
+        assert not well
 
 
 def test_what_is_not_there_is_named(tmp_path):
