@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from .checks import Excerpt, Places, Policy, TableCheck
-from .subject_ids import are_small_integers, are_whole_numbers, subject_names
+from .subject_ids import are_small_integers, are_whole_numbers, numbers_written, subject_names
 from .tables import no_patient_in_common, parse_rows, require_columns
 from .times import mixed_zones, parse_times
 from .windows import available_time, bisect_runs, reach, runs
@@ -72,6 +73,15 @@ class Asked:
         else:
             own = self._names.get_indexer(pd.Index(patients.names))
         return np.append(own, -1)[patients.number]
+
+    def require_one_writing(self, patients: Identified, table: str) -> None:
+        """Raise `InputError` where a table writes the number of a patient of the outcomes otherwise than these do."""
+        if patients.names.dtype != np.int64 or not self.outcomes.whole_numbers:
+            numbers_written(map(str, patients.names), table, self._written)
+
+    @cached_property
+    def _written(self) -> dict[str, str]:
+        return numbers_written(self._names, "outcomes")
 
     def are_ours(self, ids: np.ndarray) -> np.ndarray:
         """bool `[row]`: whether something is predicted of these patients (int64)."""
@@ -163,6 +173,7 @@ class EventRows:
         self._whole &= patients.whole
         self.rows += len(table)
         number = self._asked.numbered(patients)
+        self._asked.require_one_writing(patients, self.name)
         self._usable |= bool(check.usable.any())
         ours = number[check.usable] >= 0
         self._ours |= bool(ours.any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -13,6 +14,7 @@ from .words import as_words
 
 # Every number of this many digits fits int64.
 _DIGITS = 18
+_NUMBER = re.compile(r"\+?0*(\d+)(?:\.0*)?", re.ASCII)
 
 
 def subject_names(values: pd.Series, check: TableCheck) -> pd.Series:
@@ -52,6 +54,31 @@ def are_whole_numbers(names: Iterable[str]) -> bool:
     return True
 
 
+def numbers_written(names: Iterable[str], table: str, elsewhere: Mapping[str, str] | None = None) -> dict[str, str]:
+    """How each of these ids that is a number is written, by its plain form.
+
+    Args:
+        names: ids of a table.
+        table: its name, for messages.
+        elsewhere: what this gave for other tables.
+
+    Raises:
+        InputError: a number is written in two ways, such as 7, 007 and 7.0.
+    """
+    written: dict[str, str] = {}
+    for name in names:
+        found = _NUMBER.fullmatch(name)
+        if found is None:
+            continue
+        plain = found[1]
+        if written.setdefault(plain, name) != name or (elsewhere or written).get(plain, name) != name:
+            raise InputError(
+                f"{table}.subject_id writes a number otherwise than it stands elsewhere, as 007 or 7.0 and 7 are the "
+                "same number, so that one patient would be taken for two. Write each patient alike in all tables."
+            )
+    return written
+
+
 def of_one_type(
     tables: Mapping[str, pd.DataFrame], checks: Mapping[str, TableCheck], whole: bool = True
 ) -> dict[str, pd.DataFrame]:
@@ -61,6 +88,9 @@ def of_one_type(
         tables: by name, each with `subject_id`.
         checks: by name, take up rows without an id.
         whole: False if it is known beforehand that some id is no plain number.
+
+    Raises:
+        InputError: ids cannot be told apart, or one patient would be taken for two.
     """
     if whole and all(are_small_integers(table["subject_id"]) for table in tables.values()):
         return {
@@ -72,6 +102,9 @@ def of_one_type(
     # Rows without an id are refused above; the number they get here is never looked at.
     whole = whole and all(are_whole_numbers(name or "0" for name in ids) for _, ids in distinct.values())
     if not whole:
+        written: dict[str, str] = {}
+        for name, (_, ids) in distinct.items():
+            written |= numbers_written(ids, name, written)
         return {name: table.assign(subject_id=names[name]) for name, table in tables.items()}
     return {
         name: table.assign(

@@ -292,7 +292,7 @@ def test_tables_can_be_changed_and_the_windows_follow():
 def test_rows_of_patients_without_an_outcome_are_counted(tmp_path, history):
     ids = ["007", "8", "9"]
     outcomes = pd.DataFrame({"subject_id": ids, "prediction_time": "2031-05-17 08:00", "died": [0, 1, 0]})
-    labs = pd.DataFrame({"subject_id": ["7", "7", "8", "9"], "time": "2031-05-17 07:00", "code": "Na", "value": 140.0})
+    labs = pd.DataFrame({"subject_id": ["6", "6", "8", "9"], "time": "2031-05-17 07:00", "code": "Na", "value": 140.0})
     static = pd.DataFrame({"subject_id": ["007", "8", "9", "10"], "age": [50, 60, 70, 80]})
     for name, table in (("outcomes", outcomes), ("labs", labs), ("static", static)):
         table.to_csv(tmp_path / f"{name}.csv", index=False)

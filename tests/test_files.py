@@ -84,6 +84,14 @@ def test_a_table_may_have_a_first_line_alone_with_or_without_its_end(tmp_path):
         assert cohort.modalities == ()
 
 
+@pytest.mark.parametrize(("of_outcomes", "of_labs"), [("8", "008"), ("008", "8"), ("8", "8.0"), ("08", "8")])
+def test_a_patient_s_number_is_written_in_one_way_in_all_files(tmp_path, of_outcomes, of_labs):
+    outcomes = OUTCOMES.replace("\n8,", f"\n{of_outcomes},")
+    labs = f"{LABS}{of_labs},2031-05-17 07:00,NA,140,mmol/L\n"
+    with pytest.raises(InputError, match=r"labs\.subject_id writes a number otherwise than it stands elsewhere"):
+        Cohort.read(write(tmp_path, outcomes=outcomes, labs=labs))
+
+
 def test_settings_of_a_cohort_may_be_given(tmp_path):
     write(tmp_path, **FILES | {"labs": LABS + "007,never,Na,1,\n"})
     cohort = Cohort.read(tmp_path, history=1, invalid="exclude", outcome_kinds={"died": "continuous"})

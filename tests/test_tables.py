@@ -174,6 +174,18 @@ def test_ids_that_are_no_plain_numbers_stay_text_in_all_tables(odd):
     assert cohort.labs["subject_id"].tolist() == ["1"]
 
 
+@pytest.mark.parametrize("other", ["007", "7.0", "+7", "07."])
+def test_a_patient_s_number_is_written_in_one_way(other):
+    """Else one patient would be two, in two parts of a division, or would lack what is written otherwise."""
+    told = "subject_id writes a number otherwise than it stands elsewhere"
+    with pytest.raises(InputError, match=f"outcomes.{told}"):
+        Cohort(outcomes(["7", "8", other]))
+    for table in ("labs", "static"):
+        given = {"labs": labs(1, 2, subject_id=[8, other]), "static": pd.DataFrame({"subject_id": [8, other], "x": 1})}
+        with pytest.raises(InputError, match=f"{table}.{told}"):
+            Cohort(outcomes([7, 8, 9]), **{table: given[table]})
+
+
 def test_negative_and_large_ids_stay_exact():
     assert Cohort(outcomes([-5, 2**59 + 1, 3])).outcomes["subject_id"].tolist() == [-5, 3, 2**59 + 1]
 
