@@ -13,8 +13,8 @@ import pandas as pd
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
-from .evaluation import CHOSEN_ON_VALIDATION
-from .metrics import best_threshold
+from ..datasets.outcomes import encode_outcomes
+from .thresholds import chosen_thresholds, told_thresholds
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
@@ -156,9 +156,10 @@ def baseline_risks(
     risks["outcome"] = outcome
     risks["risk"] = predicted(test)
     risks["status"] = "ok"
-    labels = None if valid is None else valid.outcomes[outcome]
-    if labels is not None and labels.nunique() == 2:
-        known = labels.notna().to_numpy()
-        best = best_threshold(predicted(valid)[known], labels[known].to_numpy())
-        risks.attrs["thresholds"] = {outcome: {"value": best, "chosen": CHOSEN_ON_VALIDATION}}
+    if valid is not None:
+        kinds = {outcome: train.outcome_kinds[outcome]}
+        labels, known = encode_outcomes(valid.outcomes, kinds)
+        chosen = chosen_thresholds(predicted(valid)[:, None], (outcome,), kinds, labels, known)
+        if chosen:
+            risks.attrs["thresholds"] = told_thresholds(chosen)
     return risks

@@ -11,8 +11,8 @@ import pandas as pd
 from ..datasets.arguments import as_path
 from ..datasets.errors import InputError
 from .artifact import MANIFEST, new_folder, read_folder
-from .evaluation import CHOSEN_ON_VALIDATION
 from .model import FusionModel
+from .thresholds import told_thresholds
 
 _NUMBERS = ("risk", "baseline", "contribution")
 
@@ -81,9 +81,7 @@ class Ensemble:
             joint[name] = sum(table[name].to_numpy() for table in tables) / len(tables)
         for table in tables:
             joint["status"] = joint["status"].where(joint["status"] != "ok", table["status"])
-        joint.attrs["thresholds"] = {
-            name: {"value": value, "chosen": CHOSEN_ON_VALIDATION} for name, value in self.thresholds_.items()
-        }
+        joint.attrs["thresholds"] = told_thresholds(self.thresholds_)
         return joint
 
     def save(self, folder: str | Path) -> None:

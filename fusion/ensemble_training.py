@@ -9,13 +9,14 @@ from pathlib import Path
 from ..datasets.arguments import as_path, require_whole
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
+from ..datasets.outcomes import encode_outcomes
 from .checkpoint import History
 from .ensemble import Ensemble
 from .inference import predict
-from .metrics import best_threshold
 from .model import FusionModel
-from .processes import alone_in
+from .processes import alone_in, is_main_process, wait_for_everyone
 from .settings import LARGEST_SEED
+from .thresholds import chosen_thresholds
 from .training import fit
 
 
@@ -87,24 +88,15 @@ def fit_ensemble(
 
 
 def _thresholds(ensemble: Ensemble, valid: Cohort) -> dict[str, float]:
-    """By binary outcome, the threshold that maximises F1 of the mean risk; none where there is one class only."""
-    risks = predict(ensemble, valid)
-    chosen = {}
-    for name, kind in ensemble.outcomes.items():
-        if kind != "binary" or name not in valid.outcomes:
-            continue
-        own = risks[risks["outcome"] == name]
-        labels = valid.outcomes[name].to_numpy()
-        usable = (own["status"] == "ok").to_numpy() & valid.outcomes[name].notna().to_numpy()
-        if len(set(labels[usable])) == 2:
-            chosen[name] = best_threshold(own["risk"].to_numpy()[usable], labels[usable])
-    return chosen
+    """By binary outcome, the threshold that maximises F1 of the mean risk, where that is not refused."""
+    columns = ensemble.members[0].heads.columns
+    # A row a sample and column, and blank where it is refused.
+    risks = predict(ensemble, valid)["risk"].to_numpy().reshape(-1, len(columns))
+    return chosen_thresholds(risks, columns, ensemble.outcomes, *encode_outcomes(valid.outcomes, ensemble.outcomes))
 
 
 def _save_once(ensemble: Ensemble, folder: Path) -> None:
     """Write the ensemble, from the main process."""
-    from .processes import is_main_process, wait_for_everyone
-
     if is_main_process():
         ensemble.save(folder)
     wait_for_everyone()

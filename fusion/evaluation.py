@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 METRICS = {"binary": BINARY_METRICS, "categorical": CATEGORICAL_METRICS, "continuous": CONTINUOUS_METRICS}
 
-CHOSEN_ON_VALIDATION = "maximises F1 on the validation patients"
 _DEFAULT_THRESHOLD = {"value": 0.5, "chosen": "the default; none was chosen on validation patients"}
 
 

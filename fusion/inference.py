@@ -15,10 +15,9 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
 from .ensemble import Ensemble
-from .evaluation import CHOSEN_ON_VALIDATION
 from .frozen_tokens import Samples, encode_once
-from .metrics import best_threshold
 from .model import FusionModel, withhold
+from .thresholds import chosen_thresholds, told_thresholds
 
 NOTHING_KNOWN = "refused: nothing that the model reads was known before the prediction time"
 NOT_FINITE = "refused: the computed risk is not finite"
@@ -62,9 +61,7 @@ def predict(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 
     )
     risks = risks.astype({"outcome": "str", "status": "str"})
     risks.attrs["remarks"] = list(samples.remarks)
-    risks.attrs["thresholds"] = {
-        name: {"value": value, "chosen": CHOSEN_ON_VALIDATION} for name, value in model.thresholds_.items()
-    }
+    risks.attrs["thresholds"] = told_thresholds(model.thresholds_)
     return risks
 
 
@@ -204,13 +201,7 @@ def worth_of_subsets(model: FusionModel, samples: Samples, subsets: Sequence[int
 
 
 def choose_thresholds(model: FusionModel, samples: Samples) -> dict[str, float]:
-    """By binary outcome, the threshold that maximises F1; none where there is one class only."""
+    """By binary outcome, the threshold that maximises F1 of the risks that are not refused."""
     values = infer(model, samples)
-    columns = model.heads.columns
-    chosen = {}
-    for i, (name, kind) in enumerate(model.outcomes.items()):
-        known = samples.known[:, i]
-        labels = samples.outcomes[known, i]
-        if kind == "binary" and len(np.unique(labels)) == 2:
-            chosen[name] = best_threshold(values[known, columns.index(name)], labels)
-    return chosen
+    risks = np.where(_status(samples, np.isfinite(values)) == "ok", values, np.nan)
+    return chosen_thresholds(risks, model.heads.columns, model.outcomes, samples.outcomes, samples.known)

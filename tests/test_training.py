@@ -17,6 +17,7 @@ from chiasm.fusion import (
     CrossAttentionFusion,
     Ensemble,
     FusionModel,
+    ensemble_training,
     epoch_end,
     fit,
     numerics,
@@ -25,6 +26,7 @@ from chiasm.fusion import (
     training,
     updating,
 )
+from chiasm.fusion.inference import NOTHING_KNOWN, choose_thresholds
 from torch.testing import assert_close
 from transformers import BertConfig
 
@@ -300,6 +302,21 @@ def test_without_validation_patients_the_last_weights_are_kept(halves, plan):
     assert history.best_epoch == 3
     assert "valid_loss" not in history.epochs[0]
     assert model.thresholds_ == {}
+
+
+def test_a_threshold_is_chosen_on_the_patients_whose_risks_are_not_refused(halves, small_model):
+    train, valid = (half.with_tables("labs alone", images=None, notes=None, static=None) for half in halves)
+    train = train.keep(train.has_input()["labs"], why="with labs")
+    model = small_model(("labs",), outcomes={"died": "binary"})
+    fit(model, train, epochs=1, **SHORT)
+    risks = predict(model, valid)
+    assert set(risks["status"]) == {"ok", NOTHING_KNOWN}
+    # Of those with a risk, the one at the highest has the outcome; of the others, all have.
+    highest = risks["risk"].max()
+    died = (risks["status"] != "ok") | (risks["risk"] == highest)
+    relabelled = Cohort(valid.outcomes.assign(died=died.to_numpy(int)), labs=valid.labs)
+    assert choose_thresholds(model, model.read(relabelled, labelled=True)) == {"died": highest}
+    assert ensemble_training._thresholds(Ensemble([model]), relabelled) == {"died": highest}
 
 
 def test_ctrl_c_leaves_the_best_weights_in_the_model_and_in_the_folder(halves, plan, monkeypatch, tmp_path):
