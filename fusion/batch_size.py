@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Real
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from ..datasets.prepared import PreparedSamples
 from ..encoders.recomputing import statistics_stay
 from .inference import to_device
 from .learning import MovingAverage, copied_weights, fixed_weights, make_optimizer, recompute, thaw
+from .memory import free_memory, resident_memory
 from .model import FusionModel
 from .numerics import PRECISIONS, autocast
 from .processes import PATIENCE, EndingTogether, launched_processes, make_accelerator
@@ -33,13 +32,6 @@ _USED = 0.8
 """Share of the memory that is free by which a CPU is filled: other programs and the unforeseen need some, too."""
 _MARGIN = 1.2
 """By how much more than in proportion a larger batch may need memory, as for padding and between blocks."""
-
-_FILES = {
-    "": ("memory.max", "memory.current", ("active_file", "inactive_file")),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
-}
-"""Of a group of processes, by what /proc/self/cgroup calls the second and the first version: the files of its limit and
-of its memory, and how its memory.stat calls the pages of files."""
 
 
 def largest_batch(
@@ -182,9 +174,9 @@ class _Gauge:
             raise InputError("How much memory a step needs on a CPU is known on Linux only. Give fit a batch_size.")
         if not bound:
             share = _USED / launched_processes(here=True)
-            bound = math.inf if self._cuda else _resident() + share * free_memory()
+            bound = math.inf if self._cuda else resident_memory() + share * free_memory()
         self._bound = bound
-        self._held = 0.0 if self._cuda else _resident()
+        self._held = 0.0 if self._cuda else resident_memory()
         self._before = 0.0
         # By samples, beyond what the process had before any of them.
         self._needed: dict[int, float] = {}
@@ -205,7 +197,7 @@ class _Gauge:
             # In the first step of all, moments are made, which stay.
             for _ in range(1 if self._needed else 2):
                 if not self._needed and not self._cuda:
-                    self._before = _resident()
+                    self._before = resident_memory()
                 with self._watching() as peak:
                     work()
                 if peak() > self._bound:
@@ -221,7 +213,7 @@ class _Gauge:
     def _foreseen(self, count: int) -> float:
         """Bytes that the process should need for so many samples, in proportion to fewer of them."""
         if not self._needed:
-            return _resident()
+            return resident_memory()
         fewer = max(self._needed)
         # What was freed, and not given back to the system, is used again.
         return self._before + self._needed[fewer] * _MARGIN * count / fewer
@@ -233,11 +225,11 @@ class _Gauge:
             torch.cuda.reset_peak_memory_stats()
             yield lambda: float(torch.cuda.max_memory_reserved())
             return
-        highest, ended = [_resident()], threading.Event()
+        highest, ended = [resident_memory()], threading.Event()
 
         def watch() -> None:
             while not ended.wait(0.002):
-                highest[0] = max(highest[0], _resident())
+                highest[0] = max(highest[0], resident_memory())
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
@@ -246,43 +238,3 @@ class _Gauge:
         finally:
             ended.set()
             watching.join()
-
-
-def _resident() -> float:
-    """Bytes of memory that this process has."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return float(pages * os.sysconf("SC_PAGE_SIZE"))
-
-
-def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes of memory that programs may still take: on this machine, and in the group of processes that this one is in.
-
-    Source: Linux kernel documentation, "The /proc Filesystem" (MemAvailable), "Control Group v2" (memory.max,
-    memory.stat) and "Memory Resource Controller" (memory.limit_in_bytes, of the first version).
-    """
-    lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
-    free = float(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")))
-    own = (proc / "self" / "cgroup").read_text(encoding="ascii") if (proc / "self" / "cgroup").is_file() else "0::/"
-    for controllers, place in (line.split(":", 2)[1:] for line in own.splitlines()):
-        if controllers not in _FILES:
-            continue
-        limit, used, pages = _FILES[controllers]
-        # Every group above sets a limit, too.
-        inner = groups / controllers / place.strip("/")
-        for group in (inner, *inner.parents):
-            if (group / used).is_file() and (most := _told(group / limit)) != "max":
-                free = min(free, float(most) - float(_told(group / used)) + _pages_of_files(group, pages))
-    return max(0.0, free)
-
-
-def _told(file: Path) -> str:
-    """What a file of a group says; "max" where there is none."""
-    return file.read_text(encoding="ascii").strip() if file.is_file() else "max"
-
-
-def _pages_of_files(group: Path, names: tuple[str, str]) -> float:
-    """Bytes that a group holds of files that were read; they make room for whoever needs it."""
-    if not (group / "memory.stat").is_file():
-        return 0.0
-    rows = (line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    return sum(float(size) for name, size in rows if name in names)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..datasets.errors import InputError
+from .memory import memory_bytes
 
 # In training each weight has its gradient, two moments of AdamW and a moving average beside it.
 _COPIES = 5
 _BYTES = 4
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
-
-
-def memory_bytes() -> int:
-    """Of this machine, or of the container that this runs in."""
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
-    allowed = _CGROUP.read_text(encoding="ascii").strip() if _CGROUP.is_file() else "max"
-    return min(whole, int(allowed)) if allowed.isdigit() else whole
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from chiasm.fusion import (
     predict,
 )
 from chiasm.fusion.ensemble import load_trained
-from chiasm.fusion.weight_limit import limited_weights, memory_bytes
+from chiasm.fusion.memory import memory_bytes
+from chiasm.fusion.weight_limit import limited_weights
 from torch import nn
 
 OUTCOMES = pd.DataFrame(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from chiasm.datasets import InputError
 from chiasm.fusion import batch_size, largest_batch
-from chiasm.fusion.batch_size import _Gauge, _heaviest, _resident, _search, free_memory
+from chiasm.fusion.batch_size import _Gauge, _heaviest, _search
+from chiasm.fusion.memory import free_memory, memory_bytes, resident_memory
 
 from .crashes import end
 from .sharded import clinic, plan
@@ -42,7 +43,7 @@ def test_all_samples_fit_where_there_is_memory_and_nothing_is_changed(halves, pl
 def test_a_bound_on_a_cpu_is_kept_without_trying_what_may_exceed_it(monkeypatch):
     # A process that needs 1 GB, and 0.5 GB more for each sample.
     now, seen = [1.0 * GB], []
-    monkeypatch.setattr(batch_size, "_resident", lambda: now[0])
+    monkeypatch.setattr(batch_size, "resident_memory", lambda: now[0])
     gauge = _Gauge(torch.device("cpu"), 8.0 * GB)
 
     class Watched:
@@ -83,10 +84,10 @@ def test_the_highest_memory_is_seen():
     gauge = _Gauge(torch.device("cpu"), None)
     with gauge._watching() as peak:
         block = np.ones(40 * 1024**2)
-        while peak() < _resident():
+        while peak() < resident_memory():
             pass
         del block
-    assert peak() > _resident() + 0.25 * GB
+    assert peak() > resident_memory() + 0.25 * GB
 
 
 def test_what_fails_for_want_of_memory_does_not_fit():
@@ -139,12 +140,15 @@ def test_the_least_of_machine_and_groups_is_what_is_free(tmp_path):
     (tmp_path / "self").mkdir()
     (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemAvailable:    8000000 kB\n")
     assert free_memory(tmp_path, tmp_path / "none") == 8000000 * 1024
+    assert memory_bytes(tmp_path, tmp_path / "none") > 2**28
     (tmp_path / "self" / "cgroup").write_text("0::/job/step\n")
     for name, most in (("job", "3000000"), ("job/step", "max")):
         (tmp_path / "groups" / name).mkdir(parents=True)
         (tmp_path / "groups" / name / "memory.max").write_text(f"{most}\n")
         (tmp_path / "groups" / name / "memory.current").write_text("1000000\n")
     assert free_memory(tmp_path, tmp_path / "groups") == 2000000
+    # What a job may have bounds weights, too, in whichever group it is.
+    assert memory_bytes(tmp_path, tmp_path / "groups") == 3000000
     # Pages of files that were read make room.
     (tmp_path / "groups" / "job" / "memory.stat").write_text("anon 300000\ninactive_file 500000\nactive_file 100000\n")
     assert free_memory(tmp_path, tmp_path / "groups") == 2600000
@@ -157,6 +161,7 @@ def test_the_least_of_machine_and_groups_is_what_is_free(tmp_path):
         (group / "memory.usage_in_bytes").write_text("3500000\n")
         (group / "memory.stat").write_text("active_file 9000\ntotal_active_file 20000\ntotal_inactive_file 30000\n")
     assert free_memory(tmp_path, tmp_path / "groups") == 550000
+    assert memory_bytes(tmp_path, tmp_path / "groups") == 4000000
     assert free_memory() > 0
 
 
