@@ -40,10 +40,10 @@ class Labs(NamedTuple):
 class Notes(NamedTuple):
     """Pieces of notes, one row each, padded to the longest of the batch."""
 
-    patient: Int[Tensor, " chunk"]
-    hours: Float[Tensor, " chunk"]
-    tokens: Int[Tensor, "chunk token"]
-    length: Int[Tensor, " chunk"]
+    patient: Int[Tensor, " piece"]
+    hours: Float[Tensor, " piece"]
+    tokens: Int[Tensor, "piece token"]
+    length: Int[Tensor, " piece"]
     """How many of the tokens are real."""
 
 

@@ -113,8 +113,8 @@ def jitter_images(pixels: Float[Tensor, "image channel height width"]) -> Float[
     return (moved * contrast[:, None, None, None] + brightness[:, None, None, None]).clamp(0, 1)
 
 
-def hide_words(real: Bool[Tensor, "chunk token"], share: float) -> Bool[Tensor, "chunk token"]:
-    """Which tokens are still read when a share of them is hidden; the first of each chunk always is."""
+def hide_words(real: Bool[Tensor, "piece token"], share: float) -> Bool[Tensor, "piece token"]:
+    """Which tokens are still read when a share of them is hidden; the first of each piece always is."""
     seen = torch.rand(real.shape, device=real.device) >= share
     seen[:, 0] = True
     return real & seen
@@ -131,11 +131,11 @@ def sentence_marks(vocabulary: Mapping[str, int]) -> tuple[Bool[Tensor, " word"]
 
 
 def hide_sentences(
-    real: Bool[Tensor, "chunk token"], last: Bool[Tensor, "chunk token"], share: float
-) -> Bool[Tensor, "chunk token"]:
+    real: Bool[Tensor, "piece token"], last: Bool[Tensor, "piece token"], share: float
+) -> Bool[Tensor, "piece token"]:
     """Which tokens are still read when a share of the sentences is hidden.
 
-    One sentence of each chunk always is, and the first token.
+    One sentence of each piece always is, and the first token.
 
     Args:
         real: which tokens there are.

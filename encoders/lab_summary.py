@@ -106,8 +106,8 @@ class SummaryFeatures(nn.Module):
             low, high, self.centre[code] = found[len(_KNOTS) :]
             self.scale[code] = ((high - low) / _DEVIATIONS).clamp(min=_NARROWEST)
         total = squares = 0.0
-        for piece in table.split(64):
-            features = self._features(piece).double()
+        for some in table.split(64):
+            features = self._features(some).double()
             total, squares = total + features.sum(0), squares + features.square().sum(0)
         mean = total / len(table)
         self.mean.copy_(mean)

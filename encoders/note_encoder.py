@@ -217,10 +217,10 @@ class NoteEncoder(nn.Module):
         states = self.transformer(input_ids=part.tokens, attention_mask=real.long()).last_hidden_state
 
         # One token a word piece, in reading order, each with the hour of its note.
-        chunk, place = real.nonzero(as_tuple=True)
-        return Encoded(part.patient[chunk], part.hours[chunk], states[real], place)
+        piece, place = real.nonzero(as_tuple=True)
+        return Encoded(part.patient[piece], part.hours[piece], states[real], place)
 
-    def _varied(self, words: Int[Tensor, "chunk token"], real: Bool[Tensor, "chunk token"]) -> Tensor:
+    def _varied(self, words: Int[Tensor, "piece token"], real: Bool[Tensor, "piece token"]) -> Tensor:
         """The words that are read when sentences and words are hidden."""
         if self.sentence_dropout:
             follows = torch.cat([self.digits[words[:, 1:]], self.digits.new_zeros(len(words), 1)], 1)

@@ -122,7 +122,7 @@ def test_about_the_share_of_sentences_is_hidden_each_as_a_whole_and_never_all():
     assert (sentences.all(2) == sentences.any(2)).all()
     assert torch.equal(seen[:, 13], seen[:, 12])
     assert sentences.any(2).any(1).all()
-    # All four would be hidden in 0.81 % of the chunks, where one stays; four standard errors are 0.017.
+    # All four would be hidden in 0.81 % of the pieces, where one stays; four standard errors are 0.017.
     assert sentences.float().mean().item() == pytest.approx(0.7 + 0.0081 / 4, abs=0.017)
     alone = hide_sentences(real[:, :4], ends[:, :4], 0.99)
     assert torch.equal(alone, real[:, :4])
