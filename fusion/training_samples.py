@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..datasets.arguments import require_cohort
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import PreparedSamples
 from .checkpoint import TrainingState
 from .distillation import distilled
 from .frozen_tokens import Samples, TokenKeeper
-from .model import FusionModel, require_cohort
+from .model import FusionModel
 from .settings import TrainingSettings
 from .stopping import Stopped, StopRequest
 

@@ -44,7 +44,8 @@ def demonstrate(
         jobs: models that are trained at a time; `usual_jobs()` unless given.
         say: prints a line.
     """
-    from ..datasets.synthetic import draw_truth, write_hospital
+    from ..datasets.synthetic import write_hospital
+    from ..datasets.truth import draw_truth
     from ..fusion.processes import is_main_process, wait_for_everyone
 
     began = time.perf_counter()

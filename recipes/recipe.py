@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ..datasets.arguments import require_cohort, require_whole
 from ..datasets.errors import InputError
-from ..fusion.settings import LARGEST_SEED, require_whole
+from ..fusion.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -291,8 +292,6 @@ def naming_recipe(name: str, *, but: type[BaseException] = InputError) -> Iterat
 
 
 def _as_cohort(cohort: object) -> Cohort:
-    from ..datasets.arguments import require_cohort
-
     require_cohort(cohort)
     return cohort
 

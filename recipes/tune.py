@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..datasets.arguments import require_whole
 from ..datasets.errors import InputError
 from ..datasets.progress import progress_bar
 from ..fusion.processes import launched_processes
-from ..fusion.settings import require_whole
 from .ranges import searched_settings
 from .recipe import load_recipe
 
