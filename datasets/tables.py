@@ -40,6 +40,9 @@ TIME_COLUMNS = ("prediction_time", "time", "available_at")
 # counts a litre (red cells, 5e12) and viral loads (1e11 copies a litre).
 LARGEST_LAB_VALUE = 1e15
 
+_MANY_NUMBERS, _FEW_WORDS = 30, 0.1
+_AMONG_NUMBERS = "Write a number (90 for 90+), or leave the cell blank; if they are codes, put a letter before each"
+
 # What pandas calls a column of a CSV file whose header is blank.
 _NAMELESS = re.compile(r"\s*$|Unnamed: \d+$")
 
@@ -256,11 +259,27 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
     unfilled = truth.isin(UNFILLED).reindex(values.index, fill_value=False).to_numpy()
     numbers = pd.to_numeric(text.where(filled & ~unfilled), errors="coerce")
     # 007 is a code, and so are its like: as a number it would not be told from 7.
-    if numbers[filled & ~unfilled].isna().any() or numbers.isna().all() or text[filled].str.match(r"[+-]?0\d").any():
+    if numbers.isna().all() or text[filled].str.match(r"[+-]?0\d").any():
         return text.where(filled)
+    words_there = numbers.isna().to_numpy() & filled & ~unfilled
+    if words_there.any():
+        if not _is_mostly_numbers(column, numbers[filled & ~unfilled]):
+            return text.where(filled)
+        check.refuse(words_there, f"{column} is a word, where nearly all are numbers", _AMONG_NUMBERS)
     # One NA among numbers would make a category of every age.
     check.refuse(filled & unfilled, f"{column} says NA or the like", "Leave the cell blank if nothing is known")
     return _fact_numbers(numbers, check, column)
+
+
+def _is_mostly_numbers(column: str, numbers: pd.Series) -> bool:
+    """Whether a static column is one of numbers although some of its filled cells (NaN here) are words, such as 90+.
+
+    Ages are; and so are columns of many different numbers and few words. As categories each number would be one of
+    its own, of few patients, and new to most others.
+    """
+    words = int(numbers.isna().sum())
+    many = numbers.nunique() > _MANY_NUMBERS and words <= _FEW_WORDS * len(numbers)
+    return 0 < words < len(numbers) and (many or (AGE.fullmatch(column) is not None and words < len(numbers) / 2))
 
 
 def _fact_numbers(numbers: pd.Series, check: TableCheck, column: str) -> pd.Series:

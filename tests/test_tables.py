@@ -536,6 +536,32 @@ def test_a_word_for_nothing_among_static_facts_is_refused_and_makes_no_categorie
     assert cohort.static["age"].tolist() == [50, 61.5]
 
 
+@pytest.mark.parametrize(("column", "word"), [("age", "90+"), ("age", "unknown"), ("bmi", "< 15"), ("bmi", "24,5")])
+def test_a_word_among_numbers_makes_no_category_of_each_of_them(column, word):
+    ids = list(range(40))
+    table = pd.DataFrame({"subject_id": ids, column: [*(f"{20 + one / 2}" for one in ids[1:]), word]})
+    asked = pd.DataFrame({"subject_id": ids, "prediction_time": NOW, "died": 0})
+    with pytest.raises(InputError, match=f"static, data row 40: {column} is a word, where nearly all are numbers"):
+        Cohort(asked, static=table)
+    cohort = Cohort(asked, static=table, invalid="exclude")
+    assert [(e.table, e.row) for e in cohort.exclusions] == [("static", 40)]
+    assert cohort.static[column].dtype == "float32"
+
+
+def test_words_among_few_numbers_are_classes_and_so_are_spans_of_age():
+    static = pd.DataFrame({"subject_id": [1, 2, 3], "visits": ["0", "1", "2+"], "age": ["18-40", "41-65", "> 65"]})
+    kept = Cohort(outcomes(), static=static).static
+    assert kept["visits"].tolist() == ["0", "1", "2+"]
+    assert kept["age"].tolist() == ["18-40", "41-65", "> 65"]
+
+
+def test_codes_with_leading_zeros_are_classes_whatever_their_number():
+    ids = list(range(40))
+    table = pd.DataFrame({"subject_id": ids, "diagnosis": [f"0{100 + one}" for one in ids[1:]] + ["V27"]})
+    asked = pd.DataFrame({"subject_id": ids, "prediction_time": NOW, "died": 0})
+    assert Cohort(asked, static=table).static["diagnosis"].nunique() == 40
+
+
 def test_a_second_static_row_of_a_patient_is_refused():
     with pytest.raises(InputError, match=r"static, data row 3: a second row for the same patient \(1 such rows\)"):
         Cohort(outcomes(), static=pd.DataFrame({"subject_id": [1, 2, "1"], "age": [50, 60, 70]}))
