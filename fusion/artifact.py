@@ -24,6 +24,8 @@ from ..datasets.errors import InputError
 Read = TypeVar("Read")
 SCHEMA = 1
 MANIFEST = "manifest.json"
+_READ_BY = {"model": "FusionModel.load", "ensemble": "chiasm.fusion.Ensemble.load"}
+"""What a user reads a folder with, by its kind."""
 _NAMED = {"kind", "schema", "files"}
 """What a manifest of this version says, besides its own SHA-256."""
 # A scratch folder this old is nobody's any more: to fill one takes minutes.
@@ -211,7 +213,9 @@ def checked_folder(folder: Path, kind: str) -> Path:
     restore_retired(folder, after=_GRACE)
     found, schema, files = _read_manifest(folder, kind)
     if found != kind:
-        raise InputError(f"{folder} is a {found}, not a {kind}. Check the path.")
+        reader = _READ_BY.get(str(found))
+        remedy = "Check the path" if reader is None else f"Read it with {reader}"
+        raise InputError(f"{folder} holds {_with_article(str(found))}, not {_with_article(kind)}. {remedy}.")
     if schema != SCHEMA:
         raise InputError(
             f"{folder} has the schema {schema}, and this version of chiasm reads {SCHEMA}. "
@@ -231,6 +235,10 @@ def checked_folder(folder: Path, kind: str) -> Path:
                 "Take the folder from a backup, or train again."
             )
     return folder
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"
 
 
 def read_folder(folder: Path, kind: str, read: Callable[[Path], Read]) -> Read:

@@ -205,7 +205,7 @@ def test_another_schema_or_kind_is_refused(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": 999}))
     refuses(folder, "has the schema 999, and this version of chiasm reads 1")
     (folder / "manifest.json").write_text(json.dumps(manifest | {"kind": "checkpoint"}))
-    refuses(folder, "is a checkpoint, not a model")
+    refuses(folder, "holds a checkpoint, not a model. Check the path")
 
 
 def test_a_link_is_refused_even_to_the_same_content(folder, tmp_path):

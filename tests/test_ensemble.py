@@ -89,7 +89,7 @@ def test_a_loaded_ensemble_predicts_to_the_bit_what_the_saved_one_did(parts, tra
 
 def test_a_folder_of_another_kind_or_a_damaged_one_is_refused(trained, tmp_path):
     _, out = trained
-    with pytest.raises(InputError, match="is a ensemble, not a model"):
+    with pytest.raises(InputError, match=r"holds an ensemble, not a model. Read it with chiasm.fusion.Ensemble.load"):
         FusionModel.load(out / "model")
     with pytest.raises(InputError, match=r"it has no manifest\.json"):
         load_trained(tmp_path)
