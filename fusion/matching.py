@@ -197,7 +197,11 @@ def _times(table: pd.DataFrame) -> pd.Series:
     time = table["prediction_time"]
     if not pd.api.types.is_datetime64_any_dtype(time):
         text = time.astype("str")
-        time = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=False)
+        try:
+            time = pd.to_datetime(text, format="ISO8601", errors="coerce")
+        except ValueError:
+            # Zones that differ, as on both sides of a change of the clock.
+            time = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
         if time.isna().any():
             raise InputError(
                 f"{int(time.isna().sum())} of {len(time)} prediction times are not times; expected ISO 8601 text "
@@ -205,7 +209,9 @@ def _times(table: pd.DataFrame) -> pd.Series:
             )
     if getattr(time.dtype, "tz", None) is not None:
         raise InputError(
-            "prediction times carry a time zone, the cohort's do not: remove it after converting to local time"
+            "prediction times carry a time zone, and the cohort's do not: where its tables had zones they are UTC. "
+            "Convert yours to what they are, and remove the zone: "
+            "pandas.to_datetime(risks['prediction_time'], utc=True).dt.tz_localize(None)"
         )
     return time.astype("datetime64[us]")
 

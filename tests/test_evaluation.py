@@ -295,6 +295,10 @@ def _one(column, value, rows=7):
             lambda risks: risks.assign(prediction_time=risks["prediction_time"].dt.tz_localize("UTC")),
             "carry a time zone",
         ),
+        (
+            lambda risks: risks.assign(prediction_time=["2031-03-01T08:00+01:00", "2031-06-01T08:00+02:00"] * 60),
+            r"carry a time zone, .* UTC. Convert yours .* utc=True\)\.dt\.tz_localize\(None\)",
+        ),
         (_one("risk", np.nan), "1 of 120 risks with status ok are not finite"),
         (_one("risk", np.inf), "1 of 120 risks with status ok are not finite"),
         (_one("risk", 1.2), r"risks must lie in \[0, 1\], came .* to 1.2"),
