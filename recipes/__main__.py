@@ -234,7 +234,8 @@ def predict(
 ) -> None:
     """Write the risk of every sample, or the reason why there is none.
 
-    The data may be in the recipe's layout or five tables; outcome columns are not looked at.
+    The data may be in the recipe's layout or five tables; outcome columns are not looked at. Tables are read as they
+    are, unless your own recipe has patients(data, settings), which says whom to predict for.
 
     Example: chiasm predict runs/icu --data today --out risks.csv
     """
@@ -248,7 +249,7 @@ def predict(
         check_risks_path(out)
         opened = open_run(run, recipe, store=store)
         model = opened.model()
-    patients = read_patients(opened.recipe, data, model.history_)
+    patients = read_patients(opened.recipe, data, model.history_, say=say)
     say(patients.attrition.to_string(index=False))
     risks = predict_risks(model, patients)
     write_risks(risks, out)

@@ -94,12 +94,17 @@ class Recipe:
 
     def patients(self, data: Path) -> Cohort:
         """Whom to predict for: all that the data have, whether or not their outcome is known."""
-        return self.stored(self._asked("patients" if hasattr(self.module, "patients") else "read", data))
+        return self.stored(self._asked("patients" if self.has_patients else "read", data))
 
     def stored(self, cohort: Cohort) -> Cohort:
         """The cohort with the recipe's store, if it has one."""
         _as_cohort(cohort)
         return cohort if self.store is None else cohort.with_store(self.store)
+
+    @property
+    def has_patients(self) -> bool:
+        """Whether the recipe says whom to predict for."""
+        return hasattr(self.module, "patients")
 
     @property
     def is_cross_validated(self) -> bool:

@@ -351,21 +351,29 @@ def _read_run(folder: Path) -> dict:
     return told
 
 
-def read_patients(recipe: Recipe, data: Path, history: float | None) -> Cohort:
+def read_patients(recipe: Recipe, data: Path, history: float | None, *, say: Callable[[object], None]) -> Cohort:
     """Patients to predict for: in the recipe's own layout, or as five tables or MEDS.
 
     Tables may come without outcome columns, as they do for patients of today, and those that there are are not looked
-    at: they may be blank.
+    at: they may be blank. They are read as they are, unless a recipe of the user's own has `patients`: its `read` may
+    ask for outcomes, and what else it does is not done then, which is said.
 
     Args:
         recipe: the recipe.
         data: the folder.
         history: hours back that the model looks; None for all.
+        say: prints a line.
     """
     from ..datasets import Cohort
 
     meds = (data / "data").is_dir() and (data / "metadata").is_dir()
-    if meds or find_table(data, "outcomes"):
+    is_own = recipe.file is not None
+    if (meds or find_table(data, "outcomes")) and not (is_own and recipe.has_patients):
+        if is_own:
+            say(
+                f"note: {data} is read as it is, not by read of the recipe. Where that converts units or leaves "
+                "patients out, give the recipe patients(data, settings), which is used for prediction"
+            )
         return recipe.stored(read_cohort(Cohort, data, {"history": history}, labelled=False))
     return recipe.patients(data)
 

@@ -546,7 +546,7 @@ def test_predict_counts_whom_it_predicts_for_and_what_was_left_out(run, recipe, 
     printed = capsys.readouterr().out
     # The patients of whom nothing is known yet are those whom it is for.
     assert "48 risks in" in printed
-    assert printed.splitlines()[1].split() == ["read", "48", "48"]
+    assert ["read", "48", "48"] in [line.split() for line in printed.splitlines()]
     assert "left out: labs: 3" in printed
     assert "left out: labs: 1 values of lactate lie far outside" in printed
     assert len(pd.read_csv(tmp_path / "risks.csv")) == 48
@@ -561,6 +561,20 @@ def test_predict_does_not_look_at_outcomes_which_may_be_blank_throughout(run, re
     for data in (own, tmp_path / "meds"):
         assert chiasm("predict", run, "--data", data, "--out", tmp_path / "risks.csv", "--recipe", recipe) == 0
         assert pd.read_csv(tmp_path / "risks.csv")["status"].eq("ok").sum() == 48
+
+
+def test_predict_reads_tables_by_patients_of_ones_own_recipe_and_else_says_that_they_are_read_as_they_are(
+    run, recipe, tables, tmp_path, capsys
+):
+    words = ("predict", run, "--data", tables, "--out", tmp_path / "risks.csv", "--recipe")
+    assert chiasm(*words, recipe) == 0
+    assert "is read as it is, not by read of the recipe. Where that converts units" in capsys.readouterr().out
+    own = tmp_path / "own.py"
+    patients = 'def patients(data, settings):\n    return Cohort.read(data).keep(np.arange(48) < 7, why="the first")\n'
+    own.write_text(f"import numpy as np\n{RECIPE}\n\n{patients}")
+    assert chiasm(*words, own) == 0
+    assert "read as it is" not in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "risks.csv")) == 7
 
 
 # Reports
