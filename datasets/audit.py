@@ -144,8 +144,8 @@ def audit(
     Images are looked at in each file's own window, also where an encoder is given another: what is said to be
     blank, dim or unreadable may be none of it there.
 
-    Nothing found is no proof. An image of which more than 4 % a side is cut off, or that is turned by more
-    than 5 degrees other than by quarters, notes that were rewritten, and a patient who stands under two
+    Nothing found is no proof. An image of which more than 3 % a side is cut off, or that is turned by more
+    than 3 degrees other than by quarters, notes that were rewritten, and a patient who stands under two
     ids with different data may not be found; what needs a number of patients to be told
     (ten with and ten without the outcome) is passed over in smaller cohorts.
 
