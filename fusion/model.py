@@ -206,6 +206,11 @@ class FusionModel(nn.Module):
         for heads in (self.heads, *self.alone.values()):
             heads.fit_scales(outcomes, known, balanced=balanced)
 
+    def weigh_classes(self, outcomes: Tensor, known: Tensor, *, balanced: bool) -> None:
+        """Learn class weights alone, for a model that is trained further: its scales are what its weights go by."""
+        for heads in (self.heads, *self.alone.values()):
+            heads.weigh_classes(outcomes, known, balanced=balanced)
+
     def encode(self, batch: Batch) -> dict[str, Tokens]:
         """The tokens of every modality."""
         return {name: encoder(batch.parts[name], len(batch.sample)) for name, encoder in self.encoders.items()}

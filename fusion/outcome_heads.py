@@ -56,6 +56,7 @@ class OutcomeHeads(nn.Module):
     @torch.no_grad()
     def fit_scales(self, outcomes: Tensor, known: Tensor, *, balanced: bool) -> None:
         """Learn means, spreads, class weights and the starting point of each head from training outcomes."""
+        self.weigh_classes(outcomes, known, balanced=balanced)
         for i, kind in enumerate(self.kinds.values()):
             own = outcomes[known[:, i], i]
             if not len(own):
@@ -65,15 +66,21 @@ class OutcomeHeads(nn.Module):
                 self.mean[i], self.std[i] = own.mean(), own.std(correction=0).clamp(min=1e-6)
                 bias.zero_()
                 continue
-            assert own.eq(own.long()).all(), "labels are counted before any of them is a probability"
-            classes = max(2, kind.logits)
-            counts = torch.bincount(own.long(), minlength=classes).float()
-            share = counts.clamp(min=0.5) / counts.sum()
+            share = _shares(own, kind)
             if balanced:
-                self.class_weight[i, :classes] = 1 / (classes * share)
-                share = torch.full_like(share, 1 / classes)
+                share = torch.full_like(share, 1 / len(share))
             # Of a state that says nothing the untrained head predicts the rate of the outcome: training starts there.
             bias.copy_(share.log() if kind == "categorical" else (share[1:] / share[:1]).log())
+
+    @torch.no_grad()
+    def weigh_classes(self, outcomes: Tensor, known: Tensor, *, balanced: bool) -> None:
+        """Learn from training outcomes how much a label counts: by the inverse of its class's rate, or as any other."""
+        self.class_weight.fill_(1)
+        for i, kind in enumerate(self.kinds.values()):
+            own = outcomes[known[:, i], i]
+            if balanced and len(own) and kind != "continuous":
+                share = _shares(own, kind)
+                self.class_weight[i, : len(share)] = 1 / (len(share) * share)
 
     def forward(self, state: FusedState) -> Risk:
         with torch.autocast(state.values.device.type, enabled=False):
@@ -128,3 +135,10 @@ class OutcomeHeads(nn.Module):
                 each = 0.5 * (own[:, 0] - (target - self.mean[i]) / self.std[i]).square()
             total = total + torch.where(known[:, i], each, 0.0).sum()
         return total, known.sum()
+
+
+def _shares(labels: Float[Tensor, " label"], kind: OutcomeKind) -> Float[Tensor, " class"]:
+    """Of labels, the share of each class; one that does not occur counts as half a label."""
+    assert labels.eq(labels.long()).all(), "labels are counted before any of them is a probability"
+    counts = torch.bincount(labels.long(), minlength=max(2, kind.logits)).float()
+    return counts.clamp(min=0.5) / counts.sum()

@@ -70,12 +70,11 @@ def read_samples(
         model.build(train, seed=settings.seed)
     samples = model.read(train, labelled=True)
     held_out = None if valid is None else model.read(valid, labelled=True)
-    if fresh:
-        outcomes, known = torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known)
-        model.fit_scales(outcomes, known, balanced=settings.balanced)
+    learn = model.fit_scales if fresh else model.weigh_classes
+    learn(torch.from_numpy(samples.outcomes), torch.from_numpy(samples.known), balanced=settings.balanced)
     remarks = samples.remarks + (held_out.remarks if held_out else ())
     if settings.distillation:
-        # After scales were learned, which count whole labels.
+        # After scales and class weights were learned, which count whole labels.
         samples, told = distilled(samples, train, model, share=settings.distillation, seed=settings.seed)
         remarks += told
     return samples, held_out, remarks

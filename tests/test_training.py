@@ -192,6 +192,14 @@ def test_balancing_starts_from_even_odds_and_weighs_the_rare_class_more(patients
     assert model.heads.heads[0].bias.item() == pytest.approx(0, abs=1e-6)
     assert plain.heads.heads[0].bias.item() == pytest.approx(math.log(2 / (n - 2)), abs=1e-5)
     assert plain.heads.class_weight[0, :2].tolist() == [1, 1]
+    # A model that is trained further weighs as it is told by then, and begins where it was.
+    before, mean = plain.heads.heads[0].bias.item(), plain.heads.mean.clone()
+    fit(plain, train, epochs=1, learning_rate=1e-9, balanced=True, **SHORT)
+    fit(model, train, epochs=1, learning_rate=1e-9, **SHORT)
+    assert plain.heads.class_weight[0, :2].tolist() == weight
+    assert plain.heads.heads[0].bias.item() == pytest.approx(before, abs=1e-6)
+    assert torch.equal(plain.heads.mean, mean)
+    assert model.heads.class_weight[0, :2].tolist() == [1, 1]
 
 
 # It repeats itself
