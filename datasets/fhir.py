@@ -37,9 +37,10 @@ def read_fhir(
     The files are read line by line, twice: Patient and Encounter first, then the events of patients
     of whom something is predicted. Memory grows with what the cohort keeps, not with the export.
 
-    - Stays are Encounters of the given classes; one that is `partOf` another stay is not a stay of its
-      own. The patient died in it if its dischargeDisposition is `exp` (or its code in NUBC, HL7 v2 or
-      MIMIC), or deceasedDateTime lies within it; a date alone, on the first or last day, does not say.
+    - Stays are Encounters of the given classes, joined with those that overlap or begin within an hour of
+      the end (another ward, another class); one that is `partOf` another stay is not a stay of its own.
+      The patient died in it if its dischargeDisposition is `exp` (or its code in NUBC, HL7 v2 or MIMIC), or
+      deceasedDateTime lies within it; a date alone, on the first or last day, does not say.
       A stay without an end, or with one more than 5 years after its start (2099-12-31), goes on.
       See `stays.predictions` for the three tasks.
     - `labs`: Observation, with its components. The code is the LOINC code where there is one, else
@@ -134,6 +135,10 @@ def read_fhir(
         cohort = cohort.noted(f"samples whose patient has no Patient in the export, without sex and age: {unmet}")
     if register.without_patient:
         cohort = cohort.noted(f"encounters that refer to no Patient by its id left out: {register.without_patient}")
+    if register.joined:
+        cohort = cohort.noted(
+            f"encounters that overlap another stay or go on from it joined with it: {register.joined}"
+        )
     for kind in take:
         if not export.kinds[kind]:
             cohort = cohort.noted(f"no {kind} in the export")

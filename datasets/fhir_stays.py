@@ -11,6 +11,7 @@ import pandas as pd
 from .errors import InputError
 from .fhir_elements import MISSING, codings, own_id, part, period, referred, span, updated
 from .ndjson import MalformedLineError
+from .stays import LONGEST_STAY
 
 INPATIENT = ("IMP", "ACUTE", "NONAC")
 """Encounter classes of stays in hospital (HL7 v3 ActCode): inpatient, and its two kinds, acute and not."""
@@ -27,6 +28,8 @@ _DIED = {
 }
 """Discharge dispositions that say: died in hospital. `exp` counts without a system too."""
 _UNSTATED, _NO, _YES = -1, 0, 1
+TRANSFER = pd.Timedelta(hours=1)
+"""An encounter that begins at most this long after another's end goes on from it."""
 _YEAR = 365.2425 * 86_400_000_000
 
 
@@ -77,6 +80,8 @@ class Register:
         """Patient id to a number from 0, in the order in which patients were met."""
         self.without_patient = 0
         """How many Encounters that took place name no Patient, as `encounters` left them out."""
+        self.joined = 0
+        """How many Encounters go on from another, as `stays` joined them."""
         self._classes: dict[str, int] = {}
         self._wanted = tuple(classes)
         self._patients = Rows("key", "updated", "turn", "patient", "birth", "died", "died_first", "died_last", "sex")
@@ -160,6 +165,9 @@ class Register:
                 f"The export has no Encounter of class {', '.join(self._wanted)} that took place; its classes are "
                 f"{self._told_classes(encounters)}. Choose others: read_fhir(..., classes=...)."
             )
+        encounters = len(own)
+        own = _joined(own)
+        self.joined = encounters - len(own)
         own = own.merge(
             patients[["patient", "died", "died_first", "died_last"]], "left", "patient", suffixes=("_here", "")
         )
@@ -187,6 +195,28 @@ class Register:
         counts = encounters["kind"].value_counts()
         told = [f"{names[kind]} ({count})" for kind, count in counts.items() if names[kind].isalnum()]
         return ", ".join(told[:20]) or "none"
+
+
+def _joined(own: pd.DataFrame) -> pd.DataFrame:
+    """Encounters of a patient that overlap, or begin within the hour of another's end, as one stay.
+
+    Its end is the last one, and unknown where one goes on; who died in one of them died in it, and else the one that
+    ends last says. One without a start, or with an end before it, stays alone.
+    """
+    own = own.sort_values(["patient", "start", "end_last"], ignore_index=True)
+    odd = own["start"].isna() | (own["end_last"] < own["start"])
+    goes_on = own["end_first"].isna() | (own["end_first"] - own["start"] > LONGEST_STAY)
+    # Of an end on a day, its last moment; what begins on that day may go on from it.
+    reach = (own["end_first"] + TRANSFER).where(own["end_first"] == own["end_last"], own["end_last"])
+    reach = reach.mask(goes_on, own["start"]).mask(odd)
+    before = reach.groupby(own["patient"]).cummax().groupby(own["patient"]).ffill().groupby(own["patient"]).shift()
+    stay = (~odd & ~(own["start"] <= before)).cumsum().where(~odd, -1 - own.index)
+    last = own.sort_values("end_last", kind="stable").groupby(stay.rename("stay"))
+    stays = last[["patient", "died"]].last().assign(start=last["start"].min())
+    open_ = last["end_last"].count() < last.size()
+    stays["end_first"], stays["end_last"] = (last[name].max().mask(open_) for name in ("end_first", "end_last"))
+    stays["died"] = stays["died"].mask(last["died"].max() == _YES, _YES)
+    return stays.sort_values(["patient", "start"]).reset_index(drop=True)
 
 
 def _disposition(hospitalization: dict) -> int:

@@ -376,6 +376,39 @@ def test_a_stay_whose_dates_have_no_time_counts_as_the_source_allows_without_loo
     assert cohort.outcomes["remaining_days"].tolist() == pytest.approx([3 + 22 / 24])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("2031-05-03T08:00:00Z", "2031-05-03T08:45:00Z"),  # moved to another ward
+        ("2031-05-09T12:00:00Z", "2031-05-03T08:45:00Z"),  # two that overlap
+        ("2031-05-09T12:00:00Z", "2031-05-01T08:00:00Z"),  # one that stands there twice
+        ("2031-05-03", "2031-05-03"),
+    ],
+)
+def test_encounters_that_overlap_or_follow_within_the_hour_are_one_stay(tmp_path, first, second):
+    stays = [stay(end=first, left="other-hcf"), stay("e2", start=second, end="2031-05-09T12:00:00Z", kind="NONAC")]
+    back = read(
+        tmp_path / "back",
+        *stays,
+        stay("e3", start="2031-05-20T00:00:00Z", end="2031-05-25T00:00:00Z"),
+        task="readmission",
+    )
+    assert back.outcomes["prediction_time"].dt.day.tolist()[0] == 9
+    assert back.outcomes["readmitted"].iloc[0] == 1
+    assert "encounters that overlap another stay or go on from it joined with it: 1" in told(back)
+    stays[1]["hospitalization"]["dischargeDisposition"]["coding"][0]["code"] = "exp"
+    assert read(tmp_path / "dead", *stays).outcomes["died"].tolist() == [1]
+
+
+def test_encounters_with_an_hour_between_them_and_those_that_cannot_be_are_not_joined(tmp_path):
+    stays = [stay(end="2031-05-03T08:00:00Z"), stay("e2", start="2031-05-03T09:00:01Z")]
+    stays += [stay("e3", start="2031-05-02T08:00:00Z", end="2031-05-01T08:00:00Z")]
+    stays += [stay("e4", of="p2", end=None), stay("e5", of="p2", start="2031-06-01T08:00:00Z", end="2031-06-09")]
+    back = read(tmp_path, patient(), patient("p2"), *stays, task="readmission")
+    assert not any("joined" in step for step in told(back))
+    assert back.outcomes.groupby("subject_id").size().to_dict() == {"p1": 2, "p2": 1}
+
+
 def test_a_stand_in_for_the_end_of_a_stay_is_no_end(tmp_path):
     people = [patient(), patient("p2", deceasedDateTime="2032-01-01T00:00:00Z")]
     stays = [stay(), stay("e2", of="p2", end="2099-12-31T00:00:00Z", left=None)]
