@@ -96,13 +96,14 @@ class Export:
         if line.isspace():
             return
         head = _KIND.match(line)
-        if head and (kind := head[1].decode()) not in take:
-            self.kinds[kind] += 1
-            return
-        resource = parse_line(line)
-        kind = resource.get("resourceType")
+        kind = head[1].decode() if head else None
+        if kind is None or kind in take:
+            resource = parse_line(line)
+            kind = resource.get("resourceType")
         if not isinstance(kind, str):
             raise MalformedLineError("it has no resourceType")
+        if kind == "Bundle":
+            raise MalformedLineError("it is a Bundle, whose resources should stand one a line")
         self.kinds[kind] += 1
         if kind in take:
             take[kind](resource)

@@ -614,6 +614,7 @@ def bad(resource, path, value):
         ('{"resourceType": "Observation", "id" "o1"}', r"it is not JSON \(character 38\)"),
         ('["resourceType", "Observation"]', "it is not a JSON object"),
         ('{"id": "o1"}', "it has no resourceType"),
+        ('{"resourceType": "Bundle", "entry": []}', "it is a Bundle, whose resources should stand one a line"),
         ('{"resourceType": 7}', "it has no resourceType"),
         ('{"resourceType": "Observation", "a": ' + "[" * 9999 + "]" * 9999 + "}", "it is nested too deeply"),
         ('{"resourceType": "Observation", "a": NaN}', "it has NaN or Infinity, which are no JSON"),
