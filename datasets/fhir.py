@@ -43,6 +43,7 @@ def read_fhir(
       deceasedDateTime lies within it; a date alone, on the first or last day, does not say.
       A stay without an end, or with one more than 5 years after its start (2099-12-31), goes on.
       See `stays.predictions` for the three tasks.
+    - A Patient whom another replaces (`link`) is that one: a hospital merged the records of one person.
     - `labs`: Observation, with its components. The code is the LOINC code where there is one, else
       `system|code`, else the text. valueQuantity and valueInteger are numbers (a `<` or `>` beside them
       is dropped and counted), valueBoolean is 0 or 1, a coded answer is a code of its own,
@@ -98,6 +99,7 @@ def read_fhir(
     register = Register(classes)
     export.read({"Patient": register.take_patient, "Encounter": register.take_encounter})
     _require(export, "Patient", "Encounter")
+    register.merge()
     patients, encounters = register.patients(), register.encounters()
     if task == "mortality":
         register.require_deaths(encounters, patients)
@@ -135,6 +137,8 @@ def read_fhir(
         cohort = cohort.noted(f"samples whose patient has no Patient in the export, without sex and age: {unmet}")
     if register.without_patient:
         cohort = cohort.noted(f"encounters that refer to no Patient by its id left out: {register.without_patient}")
+    if register.merged:
+        cohort = cohort.noted(f"patients whom another replaces (Patient.link) taken as that one: {register.merged}")
     if register.joined:
         cohort = cohort.noted(
             f"encounters that overlap another stay or go on from it joined with it: {register.joined}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import InputError
-from .fhir_elements import MISSING, codings, own_id, part, period, referred, span, updated
+from .fhir_elements import MISSING, codings, own_id, part, parts, period, referred, span, updated
 from .ndjson import MalformedLineError
 from .stays import LONGEST_STAY
 
@@ -82,6 +82,9 @@ class Register:
         """How many Encounters that took place name no Patient, as `encounters` left them out."""
         self.joined = 0
         """How many Encounters go on from another, as `stays` joined them."""
+        self.merged = 0
+        """How many patients are another, as `merge` found."""
+        self._links: list[tuple[int, int]] = []
         self._classes: dict[str, int] = {}
         self._wanted = tuple(classes)
         self._patients = Rows("key", "updated", "turn", "patient", "birth", "died", "died_first", "died_last", "sex")
@@ -102,10 +105,15 @@ class Register:
         sex = part(resource, "gender", str) or "unknown"
         if sex not in _SEXES:
             raise MalformedLineError(f"gender is none of {', '.join(_SEXES)}")
+        links = [(part(one, "type", str), referred(one, "other", "Patient")) for one in parts(resource, "link")]
         died = _YES if death.last != MISSING else _UNSTATED if deceased is None else int(deceased)
         middle = MISSING if birth.last == MISSING else (birth.first + birth.last) // 2
         number, turn = self._number(name), len(self._patients)
         self._patients.append(key_of("Patient", name), version, turn, number, middle, died, *death, _SEXES.index(sex))
+        for kind, other in links:
+            if other is not None and kind in ("replaced-by", "replaces"):
+                pair = number, self._number(other)
+                self._links.append(pair if kind == "replaced-by" else pair[::-1])
 
     def take_encounter(self, resource: dict) -> None:
         """Take up an Encounter.
@@ -132,9 +140,28 @@ class Register:
     def _number(self, patient: str) -> int:
         return self.numbers.setdefault(patient, len(self.numbers))
 
+    def merge(self) -> None:
+        """Give a patient whom another replaces the other's number: hospitals merge records that were one person's."""
+        whose = list(range(len(self.numbers)))
+
+        def last(number: int) -> int:
+            while whose[number] != number:
+                number = whose[number]
+            return number
+
+        for one, other in self._links:
+            whose[last(one)] = last(other)
+        self._whose = np.array([last(number) for number in whose], np.int64)
+        self.numbers = {name: int(self._whose[number]) for name, number in self.numbers.items()}
+        self.merged = int((self._whose != np.arange(len(whose))).sum())
+
     def patients(self) -> pd.DataFrame:
         """One row a Patient: `patient`, `sex`, `birth`, `died` (-1 unstated, 0, 1), `died_first`, `died_last`."""
         own = newest(self._patients.frame())
+        # The record that stayed speaks before those that were merged into it.
+        whose = self._whose[own["patient"]]
+        own = own.assign(patient=whose).iloc[np.argsort(own["patient"] != whose, kind="stable")]
+        own = own.drop_duplicates("patient", ignore_index=True)
         sexes = pd.Series([None if sex == "unknown" else sex for sex in _SEXES], dtype="str")
         own["sex"] = sexes.take(own["sex"]).array
         return _timed(own, "birth", "died_first", "died_last")
@@ -145,6 +172,7 @@ class Register:
         own = own[own["held"] == 1]
         self.without_patient = int((own["patient"] == MISSING).sum())
         own = own[own["patient"] != MISSING]
+        own = own.assign(patient=self._whose[own["patient"]])
         return _timed(own, "start", "end_first", "end_last").reset_index(drop=True)
 
     def stays(self, encounters: pd.DataFrame, patients: pd.DataFrame) -> pd.DataFrame:

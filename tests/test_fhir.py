@@ -400,6 +400,31 @@ def test_encounters_that_overlap_or_follow_within_the_hour_are_one_stay(tmp_path
     assert read(tmp_path / "dead", *stays).outcomes["died"].tolist() == [1]
 
 
+@pytest.mark.parametrize("kind", ["replaced-by", "replaces"])
+def test_a_patient_whom_another_replaces_is_that_one(tmp_path, kind):
+    """Else one person would be two, in two parts of a division."""
+    people = [patient("p1", gender="male"), patient("p2"), patient("p3", gender="male", birthDate="1950-07-02")]
+    links = {"p2": "p3", "p3": "p1"} if kind == "replaced-by" else {"p3": "p2", "p1": "p3"}
+    for one in people:
+        if one["id"] in links:
+            one["link"] = [{"other": {"reference": f"Patient/{links[one['id']]}"}, "type": kind}]
+    stays = [stay(), stay("e2", of="p2", start="2031-06-01T08:00:00Z", end="2031-06-09T12:00:00Z")]
+    cohort = read(tmp_path, *people[::-1], *stays, result(of="p3", value=7))
+    assert cohort.outcomes["subject_id"].tolist() == ["p1", "p1"]
+    assert cohort.static[["subject_id", "sex"]].values.tolist() == [["p1", "male"]]
+    assert cohort.static["age"].round().tolist() == [71]
+    assert cohort.labs["subject_id"].tolist() == ["p1"]
+    assert "patients whom another replaces (Patient.link) taken as that one: 2" in told(cohort)
+
+
+def test_records_that_replace_each_other_end_the_reading_nowhere(tmp_path):
+    other = [{"other": {"reference": "Patient/p2"}, "type": "replaced-by"}]
+    people = [patient(link=other), patient("p2", link=[other[0] | {"other": {"reference": "Patient/p1"}}])]
+    assert read(tmp_path, *people, stay(), stay("e2", of="p2")).subjects == 1
+    seen = [{"other": {"reference": "Patient/p2"}, "type": "seealso"}]
+    assert read(tmp_path / "also", patient(link=seen), patient("p2"), stay(), stay("e2", of="p2")).subjects == 2
+
+
 def test_encounters_with_an_hour_between_them_and_those_that_cannot_be_are_not_joined(tmp_path):
     stays = [stay(end="2031-05-03T08:00:00Z"), stay("e2", start="2031-05-03T09:00:01Z")]
     stays += [stay("e3", start="2031-05-02T08:00:00Z", end="2031-05-01T08:00:00Z")]
