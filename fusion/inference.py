@@ -52,9 +52,7 @@ def predict(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 
     columns = model.heads.columns
     risks = pd.DataFrame(
         {
-            "subject_id": samples.keys["subject_id"].repeat(len(columns)).to_numpy(),
-            "prediction_time": samples.keys["prediction_time"].repeat(len(columns)).to_numpy(),
-            "outcome": np.tile(columns, len(samples)),
+            **named_rows(samples, columns),
             "risk": np.where(status == "ok", values, np.nan).ravel(),
             "status": status.ravel(),
         }
@@ -63,6 +61,12 @@ def predict(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 
     risks.attrs["remarks"] = list(samples.remarks)
     risks.attrs["thresholds"] = told_thresholds(model.thresholds_)
     return risks
+
+
+def named_rows(samples: Samples, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the rows of a table of risks are of, one a sample and column of it."""
+    keys = {name: key.repeat(len(columns)).to_numpy() for name, key in samples.keys.items()}
+    return {**keys, "outcome": np.tile(columns, len(samples))}
 
 
 def _status(samples: Samples, finite: np.ndarray) -> np.ndarray:
@@ -166,9 +170,7 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
         frames.append(
             pd.DataFrame(
                 {
-                    "subject_id": samples.keys["subject_id"].repeat(len(columns)).to_numpy(),
-                    "prediction_time": samples.keys["prediction_time"].repeat(len(columns)).to_numpy(),
-                    "outcome": np.tile(columns, len(samples)),
+                    **named_rows(samples, columns),
                     "baseline": worth[0].ravel(),
                     "risk": worth[-1].ravel(),
                     "modality": name,

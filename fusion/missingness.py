@@ -38,7 +38,7 @@ def risks_without(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
         InputError: as `predict`.
     """
     from .frozen_tokens import encode_once
-    from .inference import NOT_FINITE, require_trained, worth_of_subsets
+    from .inference import NOT_FINITE, named_rows, require_trained, worth_of_subsets
 
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
@@ -51,9 +51,7 @@ def risks_without(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
         present = np.diff(samples.parts[name].offsets) > 0
         tables[name] = pd.DataFrame(
             {
-                "subject_id": samples.keys["subject_id"].repeat(len(columns)).to_numpy(),
-                "prediction_time": samples.keys["prediction_time"].repeat(len(columns)).to_numpy(),
-                "outcome": np.tile(columns, len(samples)),
+                **named_rows(samples, columns),
                 "risk": np.where(np.isfinite(risk), risk, np.nan),
                 "status": np.where(np.isfinite(risk), "ok", NOT_FINITE),
                 "present": present.repeat(len(columns)),
