@@ -103,6 +103,7 @@ class Measurements:
 
         A result without `storetime` is left out: nobody knows when it became known.
         """
+        source.require_once("d_labitems", "itemid")
         items = source.frame(_LAB_CODES, "d_labitems")
         self._read(source, "labevents", dict(zip(items["itemid"], items["code"], strict=True)), unstored=False)
 

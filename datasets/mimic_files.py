@@ -150,6 +150,17 @@ class MimicFolder:
         batches = [*self.batches(query, *tables)]
         return pa.Table.from_batches(batches[1:], batches[0].schema).to_pandas()
 
+    def require_once(self, table: str, key: str) -> None:
+        """Raise `InputError` where two rows of a table have one key: a join would take both, or either."""
+        again = int(
+            self.frame(f'SELECT count({key}) - count(DISTINCT {key}) AS again FROM "{table}"', table)["again"][0]
+        )
+        if again:
+            raise InputError(
+                f"{self.path(table)}: the {key} of a row stands there again ({again} such rows). "
+                "Restore the published table."
+            )
+
     def batches(self, query: str, *tables: str) -> Iterator[pa.RecordBatch]:
         """A query's rows in pieces; the first has no rows, and tells the columns.
 

@@ -28,9 +28,12 @@ KINDS: dict[Task, dict[str, str]] = {
 ADULT = 18
 """Years. MIMIC-IV has adults only, so that this filter keeps all of the published data."""
 
+_KEYS = {"patients": "subject_id", "admissions": "hadm_id", "icustays": "stay_id"}
+
 # Age counts from the anchor: the year in which the patient was `anchor_age` years old.
 _OF_ADMISSION = f"""
-    a.hadm_id, a.hospital_expire_flag = 1 AS died, a.deathtime AS died_at, a.admission_type,
+    a.hadm_id, CASE a.hospital_expire_flag WHEN 1 THEN true WHEN 0 THEN false END AS died,
+    a.deathtime AS died_at, a.admission_type,
     p.gender AS sex, p.anchor_age + year(a.admittime) - p.anchor_year AS age, {", ".join(DEMOGRAPHICS)}
 """
 _ADMISSIONS = f"""
@@ -67,6 +70,9 @@ def ask(source: MimicFolder, task: Task, after: float | None, which: Stays) -> P
     Raises:
         InputError: a table cannot be read, or no stay qualifies.
     """
+    for table in tables_of(task):
+        if table in _KEYS:
+            source.require_once(table, _KEYS[table])
     if task == "readmission":
         return _readmissions(source, which)
     stays = source.frame(_ICU_STAYS, "icustays", "admissions", "patients")

@@ -595,6 +595,27 @@ def test_two_versions_in_one_folder_are_not_mixed(one):
         read_mimic(one.folder)
 
 
+def test_a_key_that_stands_twice_is_refused(one):
+    """Else one of two patients, deaths or labels is taken, whichever comes first."""
+    again = {
+        "patients": {"subject_id": 10000032, "gender": "M", "anchor_age": 20, "anchor_year": 2150},
+        "admissions": one.rows["admissions"][0] | {"hospital_expire_flag": 1},
+        "icustays": one.rows["icustays"][0] | {"outtime": "2150-03-04 08:00:00"},
+        "d_labitems": {"itemid": 50912, "label": "Creatinin", "fluid": "Urine"},
+    }
+    for table, row in again.items():
+        one.add(table, **row)
+        with pytest.raises(InputError, match=rf"{table}\.csv\.gz: the \w+ of a row stands there again \(1 such rows\)"):
+            read_mimic(one.write())
+        one.rows[table].pop()
+    assert len(read_mimic(one.write())) == 1
+
+
+def test_a_flag_of_death_that_is_neither_yes_nor_no_leaves_it_unknown(one):
+    one.rows["admissions"][0]["hospital_expire_flag"] = 9
+    assert read_mimic(one.write()).outcomes["died"].isna().tolist() == [True]
+
+
 @pytest.mark.parametrize("name", ["labevents_2.csv.gz", "LABEVENTS.CSV", "labevents.tsv", "labevents (1).csv.gz"])
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_table_under_a_name_that_is_not_read_is_not_passed_over(one, name, alone):
