@@ -102,7 +102,7 @@ def test_train_again_with_the_same_out_goes_on_and_other_settings_are_refused(ru
     assert chiasm("train", "demo", "--data", hospital, "--out", run, *TINY) == 0
     assert (run / "model" / "weights.safetensors").read_bytes() == before
     assert chiasm("train", "demo", "--data", hospital, "--out", run, *TINY, "--set", "seed=5") == 2
-    assert "other settings" in one_line(capsys)
+    assert "a run of demo with other settings: seed was 0. Give another --out" in one_line(capsys)
 
 
 def test_a_recipe_of_ones_own_is_trained_by_path_and_named_again_to_evaluate(hospital, tmp_path, capsys):
