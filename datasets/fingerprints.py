@@ -8,6 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pyarrow as pa
 
 from .locations import files_in, is_folder, is_url, opened
@@ -76,6 +77,14 @@ def cohort_content(cohort: Cohort) -> str:
     if cohort.images is not None:
         digest.update("".join(map(file_stamp, cohort.images["path"])).encode())
     return digest.hexdigest()
+
+
+def hash_tables(digest: hashlib._Hash, cohort: Cohort) -> None:
+    """Add to a hash all that is known of the patients, outcomes too; but not where the images lie."""
+    for name in ("outcomes", *cohort.modalities):
+        table = getattr(cohort, name).drop(columns="path", errors="ignore")
+        digest.update(repr([name, *table.columns]).encode())
+        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
 
 
 class _Hashed(io.RawIOBase):

@@ -14,7 +14,7 @@ import pandas as pd
 from ..datasets.errors import InputError
 from .missing_modalities import Missingness, missingness
 from .recipe import Recipe
-from .variants import FUSED, Parts, Trained, train_all, variants
+from .variants import ALONE, FUSED, Parts, Trained, train_all, variants
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
@@ -81,7 +81,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """A sentence that says whether fusion helped here."""
-        singles = [name for name in self.evaluations if name.endswith(" alone")]
+        singles = [name for name in self.evaluations if name.endswith(ALONE)]
         if not singles:
             return "There is only one modality, so there is nothing to fuse."
         best = max(singles, key=lambda name: self.evaluations[name].value(self.outcome, "AUROC"))

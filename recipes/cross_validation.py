@@ -13,9 +13,11 @@ import pandas as pd
 
 from ..datasets.errors import InputError
 from ..datasets.files import read_table
+from ..datasets.fingerprints import hash_tables
 from .comparison import require_binary
 from .recipe import Recipe
 from .runs import Run, write_risks
+from .variants import ALONE
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
@@ -158,11 +160,8 @@ def _fold_paths(run: Run, name: str, recipe: Recipe, cohort: Cohort) -> dict[tup
 def _fingerprint(recipe: Recipe, cohort: Cohort) -> str:
     """What must be equal for the risks of a fold to be kept: recipe, settings, and all that is known of patients."""
     digest = hashlib.sha256(json.dumps([recipe.digest or recipe.name, recipe.stated_settings, cohort.history]).encode())
-    for name in ("outcomes", *cohort.modalities):
-        # Files are told by what is in them, so that the data may be moved.
-        table = getattr(cohort, name).drop(columns="path", errors="ignore")
-        digest.update(repr([name, *table.columns]).encode())
-        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    hash_tables(digest, cohort)
+    # Files are told by what is in them, so that the data may be moved.
     for path in () if cohort.images is None else cohort.images["path"]:
         digest.update(_content(path))
     return digest.hexdigest()[:16]
@@ -192,7 +191,7 @@ def cross_validated_risks(run: Run, data: Path) -> tuple[dict[str, pd.DataFrame]
         name: out_of_fold_risks(run, name, recipe, recipe.read(data)) for name, recipe in _variants(run.recipe).items()
     }
     for name, told in run.recipe.sources(data, cohort).items():
-        risks[f"{name} alone"] = confounder_risks(told, cohort, outcome, settings.folds, settings.seed)
+        risks[f"{name}{ALONE}"] = confounder_risks(told, cohort, outcome, settings.folds, settings.seed)
     return risks, cohort
 
 

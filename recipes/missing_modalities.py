@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .variants import FUSED
+from .variants import ALONE, FUSED
 
 if TYPE_CHECKING:
     from ..datasets import Cohort
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 """Of AUROC: how far fused without a modality may lie below the best of the others alone."""
-_ALONE = " alone"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def missingness(
     from ..fusion import paired_difference
     from ..fusion.missingness import missing_curve
 
-    modalities = [name for name in without[FUSED] if f"{name}{_ALONE}" in without]
+    modalities = [name for name in without[FUSED] if f"{name}{ALONE}" in without]
     if len(modalities) < 2:
         return None
     settings = {"outcome": outcome, "resamples": resamples}
@@ -89,10 +88,10 @@ def missingness(
         for model, own in without.items()
     }
     score = {model: own.loc[own["share"] == 0, "AUROC"].iloc[0] for model, own in curves.items()}
-    singles = sorted((f"{name}{_ALONE}" for name in modalities), key=score.__getitem__, reverse=True)
+    singles = sorted((f"{name}{ALONE}" for name in modalities), key=score.__getitem__, reverse=True)
     shown, against_rest = [], {}
     for name in modalities:
-        rest = next(model for model in singles if model != f"{name}{_ALONE}")
+        rest = next(model for model in singles if model != f"{name}{ALONE}")
         fused_without = without[FUSED][name].drop(columns="present")
         against_rest[name] = (rest, paired_difference(fused_without, risks[rest], test, **settings))
         shown += [

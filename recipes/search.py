@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.errors import InputError
+from ..datasets.fingerprints import hash_tables
 from ..datasets.progress import showing_progress
 from .ranges import Searched, draw
 from .recipe import Recipe
@@ -142,10 +143,7 @@ def _content(cohort: Cohort) -> str:
     """SHA-256 of all that is known of the patients; of image files, their sizes, wherever they lie."""
     kinds = {name: str(kind) for name, kind in cohort.outcome_kinds.items()}
     digest = hashlib.sha256(json.dumps([cohort.history, kinds]).encode())
-    for name in ("outcomes", *cohort.modalities):
-        table = getattr(cohort, name).drop(columns="path", errors="ignore")
-        digest.update(repr([name, *table.columns]).encode())
-        digest.update(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes())
+    hash_tables(digest, cohort)
     for path in () if cohort.images is None else cohort.images["path"]:
         size = Path(path).stat().st_size if Path(path).is_file() else path
         digest.update(f"{size}\n".encode())

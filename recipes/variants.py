@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ..fusion import FusionModel
     from ..fusion.state import Fusion
 
-FUSED = "fused"
+FUSED, ALONE = "fused", " alone"
+"""What the recipe's own model is called, and how the names of others end that read one thing only."""
 # Each process holds the cohort and a model of its own.
 _MOST_JOBS = 4
 Entry = tuple[str, "FusionModel | None"]
@@ -61,7 +62,7 @@ def variants(
     sizes += [2] if pairs and len(names) > 2 else []
     for size in sizes:
         for chosen in combinations(names, size):
-            models[" + ".join(chosen) + (" alone" if size == 1 else "")] = restricted(recipe.model(train), chosen)
+            models[" + ".join(chosen) + (ALONE if size == 1 else "")] = restricted(recipe.model(train), chosen)
     for name in chosen_heads if len(names) > 1 else ():
         if type(whole.fusion) is not FUSIONS[name]:
             models[name] = restricted(recipe.model(train), names, fusion=_like(FUSIONS[name], whole.fusion))
