@@ -227,8 +227,11 @@ def _auroc(model: FusionModel, fold: Cohort, outcomes: Sequence[str]) -> tuple[f
     from ..fusion.matching import match_risks
     from .variants import unrefused_risks
 
-    matched = match_risks(unrefused_risks(model, fold), fold)
-    risks = [matched[name] for name in outcomes if name in matched]
+    # Of an outcome that is known of nobody in this fold, other folds tell.
+    known = [name for name in outcomes if fold.outcomes[name].notna().any()]
+    predicted = unrefused_risks(model, fold)
+    matched = match_risks(predicted[predicted["outcome"].isin(known)], fold) if known else {}
+    risks = list(matched.values())
     areas = np.array([_area(own, np.arange(len(own.label)), np.ones(len(own.label))) for own in risks])
     if not np.isfinite(areas).any():
         raise InputError(

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from chiasm.datasets import InputError
-from chiasm.recipes import search, search_workers, studies
+from chiasm.datasets import Cohort, InputError
+from chiasm.recipes import search, search_workers, studies, variants
 from chiasm.recipes.ranges import searched_settings
 from chiasm.recipes.recipe import load_recipe
 from chiasm.recipes.search import Search, development
@@ -246,6 +246,24 @@ def test_a_fold_with_outcomes_of_one_kind_is_refused(recipe, tmp_path, capsys):
     tables = write_tables(tmp_path / "none", died=died)
     assert chiasm("tune", recipe, "--data", tables, "--out", tmp_path / "tuned", "--trials", 1, *FEW) == 2
     assert "The 30 patients of a fold have no outcome of both kinds, so it has no AUROC" in one_line(capsys)
+
+
+def test_a_fold_in_which_an_outcome_is_known_of_nobody_is_scored_by_the_others(monkeypatch):
+    number = np.arange(8)
+    keys = {"subject_id": number, "prediction_time": pd.Timestamp("2031-05-17")}
+    fold = Cohort(
+        pd.DataFrame(keys | {"died": number % 2, "rare": np.nan, "days": np.nan}),
+        outcome_kinds={"died": "binary", "rare": "binary", "days": "continuous"},
+    )
+    own = pd.DataFrame(keys | {"risk": 0.1 * number, "status": "ok"})
+    risks = pd.concat([own.assign(outcome=name) for name in ("died", "rare", "days")])
+    monkeypatch.setattr(variants, "unrefused_risks", lambda *_: risks)
+    score, labelled = search._auroc(None, fold, ["died", "rare"])
+    # By hand: of 16 pairs, 4 + 3 + 2 + 1 are in order.
+    assert score == pytest.approx(10 / 16)
+    assert [one.outcome for one in labelled] == ["died"]
+    with pytest.raises(InputError, match="have no outcome of both kinds"):
+        search._auroc(None, fold, ["rare"])
 
 
 def test_a_recipe_scored_by_cross_validation_is_told_that_its_patients_are_searched_on(tables, tmp_path, capsys):
