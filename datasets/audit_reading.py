@@ -18,6 +18,7 @@ from .cohort import Cohort
 from .errors import InputError
 from .files import find_table, find_tables, read_table, resolve_paths
 from .meds import read_division, read_undivided
+from .meds_events import shards_in
 from .refusals import naming
 from .standards import refuse_other_standards
 from .subject_ids import subject_names
@@ -178,7 +179,7 @@ def _of_cohort(times: pd.Series | None, cohort: Cohort) -> pd.Series | None:
 
 def _meds_times(folder: Path, cohort: Cohort, code: str) -> pd.Series | None:
     """When the events of a code (or `code//...`) happened, by patient: they have no value, so they are no labs."""
-    shards = [str(path) for path in sorted((folder / "data").rglob("*.parquet"))]
+    shards = [str(path) for path in shards_in(folder)]
     wanted = pc.starts_with(ds.field("code"), code)
     events = ds.dataset(shards, format="parquet").to_table(columns=["subject_id", "time"], filter=wanted).to_pandas()
     if events["time"].notna().sum() == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from .errors import InputError, UnreadableImageError
 from .refusals import refusing
@@ -85,6 +85,11 @@ def is_folder(path: Location) -> bool:
             return Path(path).is_dir()
         store, inside = _store(path)
         return store.isdir(inside)
+
+
+def refuse_unlisted(error: OSError) -> NoReturn:
+    """Raise `InputError` for a folder that cannot be listed, which `os.walk` else takes for an empty one."""
+    raise InputError(f"{error.filename} cannot be listed ({type(error).__name__}). Check its permissions.") from None
 
 
 def files_in(folder: Location) -> list[str]:

@@ -5,6 +5,8 @@ Source: MEDS 0.4.1, https://github.com/Medical-Event-Data-Standard/meds (DataSch
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +18,8 @@ import pyarrow.compute as pc
 from .checks import Excerpt
 from .errors import InputError
 from .excerpts import Asked, EventRows
-from .files import resolve_paths
+from .files import TABULAR, resolve_paths
+from .locations import refuse_unlisted
 from .pieces import pieces
 from .tables import EVENT_TABLES, no_patient_in_common
 
@@ -51,8 +54,28 @@ _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], str, pa.DataType]] = {
     "study_uid": (_is_text, "text", pa.large_string()),
 }
 _CODED = ("code", "unit")
+# JSON and text beside the shards are notes of programs.
+_OTHER_FORMS = tuple(ending for ending in TABULAR if not re.match(r"\.(json|txt|dat|pkl|pickle)", ending))
 # Bytes. Codes become columns and categories, and are kept several times.
 _LONGEST_WORD = 10_000
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The Parquet files of `data/`, at any depth.
+
+    Raises:
+        InputError: a folder cannot be listed, or a table in it has another form or name, and would be passed over.
+    """
+    home = folder / "data"
+    files = [Path(place, name) for place, _, names in os.walk(home, onerror=refuse_unlisted) for name in names]
+    for path in files:
+        name = path.name
+        if name.lower().endswith(_OTHER_FORMS) and not name.endswith(".parquet") and not name.startswith("."):
+            raise InputError(
+                f"{path} is not read: the events of a MEDS dataset lie in files that end in .parquet. Write it so, or "
+                "move it elsewhere."
+            )
+    return sorted(path for path in files if path.name.endswith(".parquet"))
 
 
 def require_shards(folder: Path) -> list[Path]:
@@ -61,7 +84,7 @@ def require_shards(folder: Path) -> list[Path]:
     Raises:
         InputError: there is none, or one is no Parquet file or lacks a column.
     """
-    shards = sorted((folder / "data").rglob("*.parquet"))
+    shards = shards_in(folder)
     if not shards:
         raise InputError(f"{folder / 'data'} has no .parquet file. A MEDS dataset keeps its events there.")
     for path in shards:

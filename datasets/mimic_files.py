@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from .errors import InputError
 from .files import TABULAR, is_nearly
+from .locations import refuse_unlisted
 from .words import LONGEST_TEXT
 
 if TYPE_CHECKING:
@@ -268,12 +269,13 @@ def _tables_in(folder: Path) -> dict[str, list[Path]]:
     """The files of every known table in a folder and the folders in it.
 
     Raises:
-        InputError: a file seems to hold such a table, and would be passed over for its name or form.
+        InputError: a file seems to hold such a table, and would be passed over for its name or form; or a folder cannot
+            be listed.
     """
     found: dict[str, list[Path]] = {}
     seen: set[str] = set()
     # Links are followed, since large modules are often linked; each place once.
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse_unlisted, followlinks=True):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if not _IMAGES.fullmatch(name))
         for name in [] if real in seen else sorted(files):

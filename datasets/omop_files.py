@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from .errors import InputError
 from .files import TABULAR, is_nearly
+from .locations import refuse_unlisted
 from .omop_tables import LAYOUTS, Part, Table, literal, of_parts
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Folder:
     def _add(self, table: str, path: str, is_folder: bool) -> None:
         if table in self._found:
             raise InputError(f"{self.where} has the table {table} more than once, also as {path}. Remove one of them.")
-        inside = sorted(one for one in self.files.find(path) if _ending(one)) if is_folder else [path]
+        inside = [one for one in self._below(path) if _ending(one)] if is_folder else [path]
         passed_over = [one for one in self._tabular(path) if not _ending(one)] if is_folder else []
         if inside and passed_over:
             raise InputError(
@@ -82,7 +83,14 @@ class Folder:
 
     def _tabular(self, path: str) -> list[str]:
         """The files below a folder that may be tables."""
-        return sorted(one for one in self.files.find(path) if one.lower().endswith(TABULAR))
+        return [one for one in self._below(path) if one.lower().endswith(TABULAR)]
+
+    def _below(self, path: str) -> list[str]:
+        """The files below a folder; of this machine, none is passed over because its folder cannot be listed."""
+        try:
+            return sorted(self.files.find(path, **({"on_error": "raise"} if self.local else {})))
+        except OSError as error:
+            refuse_unlisted(error)
 
     def _refuse_passed_over(self, table: str, path: str, is_folder: bool) -> None:
         if is_folder and not self._tabular(path):

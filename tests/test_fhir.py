@@ -12,6 +12,8 @@ from chiasm.datasets import InputError
 from chiasm.datasets import ndjson as lines_
 from chiasm.datasets.fhir import read_fhir
 
+from .denied import deny
+
 FAR_LATER = "2031-09-01T00:00:00Z"
 
 
@@ -608,6 +610,15 @@ def test_images_are_the_files_below_a_folder_named_by_their_study(tmp_path):
     assert cohort.images["time"].unique().tolist() == [pd.Timestamp("2031-05-02 10:00")]
     assert "imaging studies without files left out: 1" in told(cohort)
     assert "imaging studies without images, a UID or a time left out: 2" in told(cohort)
+
+
+def test_a_folder_of_images_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    study = {"resourceType": "ImagingStudy", "id": "s1", "status": "available", "started": "2031-05-02T06:00:00Z"}
+    study |= {"subject": {"reference": "Patient/p1"}, "identifier": [{"value": "urn:oid:1.2.3"}]}
+    (tmp_path / "films" / "1.2.3").mkdir(parents=True)
+    deny(monkeypatch, tmp_path / "films" / "1.2.3")
+    with pytest.raises(InputError, match=r"1\.2\.3 cannot be listed \(PermissionError\)\. Check its permissions"):
+        read(tmp_path, study, images=tmp_path / "films")
 
 
 def test_images_may_be_named_by_a_table(tmp_path):

@@ -13,6 +13,8 @@ from chiasm.datasets import Cohort, InputError
 from chiasm.datasets import meds as chiasm_meds
 from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, LabelSchema, SubjectSplitSchema
 
+from .denied import deny
+
 NOW = pd.Timestamp("2031-05-17 08:00")
 TABLES = ("labs", "notes", "images", "static")
 
@@ -504,3 +506,18 @@ def test_events_in_pieces_are_seen_as_those_of_the_whole(tmp_path, monkeypatch, 
     for position in range(len(written)):
         assert repr(read.sample(position)) == repr(written.sample(position))
     assert len(read.labs) == len(np.unique(written.window("labs").rows))
+
+
+def test_a_shard_that_would_be_passed_over_is_named(tmp_path, monkeypatch):
+    cohort().write(tmp_path / "meds")
+    path = next((tmp_path / "meds" / "data").rglob("*.parquet"))
+    for name in ("1.PARQUET", "1.csv", "1.parquet.gz"):
+        other = path.with_name(name)
+        other.write_bytes(path.read_bytes())
+        with pytest.raises(InputError, match=f"{name} is not read: the events of a MEDS dataset lie in files that end"):
+            Cohort.read(tmp_path / "meds")
+        other.unlink()
+    (path.parent / "more").mkdir()
+    deny(monkeypatch, path.parent / "more")
+    with pytest.raises(InputError, match=r"more cannot be listed \(PermissionError\)\. Check its permissions"):
+        Cohort.read(tmp_path / "meds")

@@ -16,6 +16,7 @@ from chiasm.fusion import fit, predict
 from chiasm.recipes.recipe import load_recipe
 from sklearn.metrics import roc_auc_score
 
+from .denied import deny
 from .mimic_hospital import Mimic, ward
 
 DAY = pd.Timestamp
@@ -625,6 +626,13 @@ def test_a_table_under_a_name_that_is_not_read_is_not_passed_over(one, name, alo
         path.unlink()
     told = f"{re.escape(name)} is not read: the table labevents is labevents.csv.gz, labevents.csv or labevents.parquet"
     with pytest.raises(InputError, match=told):
+        read_mimic(one.folder)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(one, monkeypatch):
+    one.note("radiology", 10000032, 22595853, "2150-03-01 10:00:00", "2150-03-01 11:30:00", "FINDINGS: clear lungs.")
+    deny(monkeypatch, one.write() / "mimic-iv-note/2.2/note")
+    with pytest.raises(InputError, match=r"note cannot be listed \(PermissionError\)\. Check its permissions"):
         read_mimic(one.folder)
 
 

@@ -17,6 +17,7 @@ from chiasm.datasets import InputError, omop_database, omop_files
 from chiasm.datasets.omop import read_omop
 from chiasm.datasets.words import LONGEST_TEXT
 
+from .denied import deny
 from .omop_hospital import (
     diagnosed,
     died,
@@ -734,6 +735,17 @@ def test_a_folder_of_parts_is_read_whole_or_not_at_all(tmp_path):
     parts = parts.rename(folder / "measurement")
     (parts / "part-1.tsv").touch()
     with pytest.raises(InputError, match=r"part-1.tsv stands among the files of the table measurement and is not read"):
+        read_omop(folder)
+
+
+def test_a_folder_of_parts_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    folder = write(hospital(), tmp_path / "omop")
+    inner = folder / "measurement" / "later"
+    inner.mkdir(parents=True)
+    shutil.copy(folder / "measurement.csv", inner / "part-1.csv")
+    (folder / "measurement.csv").rename(folder / "measurement" / "part-0.csv")
+    deny(monkeypatch, inner)
+    with pytest.raises(InputError, match=r"later cannot be listed \(PermissionError\)\. Check its permissions"):
         read_omop(folder)
 
 
