@@ -23,7 +23,7 @@ from .learning import MovingAverage, copied_weights, fixed_weights, make_optimiz
 from .memory import free_memory, resident_memory
 from .model import FusionModel
 from .numerics import PRECISIONS, autocast
-from .processes import PATIENCE, EndingTogether, launched_processes, make_accelerator
+from .processes import TIMEOUT, EndingTogether, launched_processes, make_accelerator
 from .settings import LARGEST_SEED, require_choice, require_timeout
 from .training_samples import check_cohorts
 
@@ -43,7 +43,7 @@ def largest_batch(
     memory: float | None = None,
     most: int = 4096,
     seed: int = 0,
-    timeout: float = PATIENCE,
+    timeout: float = TIMEOUT,
 ) -> int:
     """How many samples `fit` can take an update, over all processes together.
 

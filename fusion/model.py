@@ -182,7 +182,7 @@ class FusionModel(nn.Module):
             InputError: a file cannot be read, or an outcome is missing or does not fit its kind.
         """
         samples = prepare(self.as_seen(cohort), self.readers, self.outcomes if labelled else None)
-        return replace(samples, parts={name: self._told(name, packed) for name, packed in samples.parts.items()})
+        return replace(samples, parts={name: self._remarked(name, packed) for name, packed in samples.parts.items()})
 
     def as_seen(self, cohort: Cohort) -> Cohort:
         """The cohort with inputs as far back as the model was trained to look."""
@@ -194,7 +194,7 @@ class FusionModel(nn.Module):
         cohort.history = self.history_
         return cohort
 
-    def _told(self, name: str, packed: Packed) -> Packed:
+    def _remarked(self, name: str, packed: Packed) -> Packed:
         """One modality of all samples, with a remark on what its encoder does not read in detail."""
         encoder = self.encoders[name]
         if not has_budget(encoder):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.distributed import Store
 
-PATIENCE = 1800.0
+TIMEOUT = 1800.0
 """Seconds that a process waits for the others, unless it is told otherwise: PyTorch's own."""
 _GRACE = 5.0
 """Seconds in which a process ends by itself, with its own message, after another one has failed."""
@@ -35,7 +35,7 @@ _trainings = itertools.count()
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes and speaks: the first of its launcher, or the only one."""
-    return launched_processes() == 1 or _told("RANK", 0) == 0
+    return launched_processes() == 1 or _launched_with("RANK", 0) == 0
 
 
 def launched_processes(*, here: bool = False) -> int:
@@ -44,11 +44,11 @@ def launched_processes(*, here: bool = False) -> int:
     Args:
         here: only those on this machine, as far as the launcher tells.
     """
-    launched = max(1, _told("WORLD_SIZE", 1))
-    return max(1, _told("LOCAL_WORLD_SIZE", launched)) if here else launched
+    launched = max(1, _launched_with("WORLD_SIZE", 1))
+    return max(1, _launched_with("LOCAL_WORLD_SIZE", launched)) if here else launched
 
 
-def _told(name: str, alone: int) -> int:
+def _launched_with(name: str, alone: int) -> int:
     """A number that launchers set."""
     text = os.environ.get(name) or str(alone)
     try:
@@ -76,7 +76,7 @@ def wait_for_everyone() -> None:
     make_accelerator().wait_for_everyone()
 
 
-def make_accelerator(*, timeout: float = PATIENCE) -> Accelerator:
+def make_accelerator(*, timeout: float = TIMEOUT) -> Accelerator:
     """What runs training on this machine's devices, together with the other processes of its launcher.
 
     Args:

@@ -40,7 +40,7 @@ from .learning import recompute as recompute_activations
 from .model import FusionModel
 from .numerics import prepare_to_repeat, repeatable
 from .prefetching import made_ahead
-from .processes import PATIENCE, EndingTogether, from_main_process, make_accelerator
+from .processes import TIMEOUT, EndingTogether, from_main_process, make_accelerator
 from .settings import KeepingSettings, MachineSettings, TrainingSettings
 from .sharding import OwnParts, averaged_model, divide
 from .stopping import Stopped, StopRequest, stopping_in_order
@@ -81,7 +81,7 @@ def fit(
     save_every: float = 10.0,
     checkpoints: int = 2,
     skip: int = 3,
-    timeout: float = PATIENCE,
+    timeout: float = TIMEOUT,
     trackers: Sequence[str] = (),
     on_start: Callable[[History], None] | None = None,
     progress: bool = True,

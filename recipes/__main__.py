@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..datasets.errors import InputError
-from ..fusion.processes import PATIENCE, alone_in, is_main_process
+from ..fusion.processes import TIMEOUT, alone_in, is_main_process
 
 STOPPED = (
     "Stopped. The same command goes on: chiasm train has kept its best weights, and chiasm tune its finished trials."
@@ -116,13 +116,13 @@ def recipes() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .recipe import BUILT_IN, docstring, load_recipe
+    from .recipe import BUILT_IN, load_recipe, summary
 
     table = Table("recipe", "outcome", "data", "cost", "expected score", show_lines=True)
     for name in BUILT_IN:
         recipe = load_recipe(name)
         card = recipe.module.CARD
-        table.add_row(f"{name}\n{docstring(recipe.module)}", card.outcome, card.data, card.cost, card.score)
+        table.add_row(f"{name}\n{summary(recipe.module)}", card.outcome, card.data, card.cost, card.score)
     Console().print(table)
 
 
@@ -164,7 +164,7 @@ def train(
         float | None, typer.Option(help="Minutes after which a checkpoint is due within an epoch. [default: 10]")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(help=f"Seconds that a process waits for the others. [default: {PATIENCE:g}]")
+        float | None, typer.Option(help=f"Seconds that a process waits for the others. [default: {TIMEOUT:g}]")
     ] = None,
     sharded: Annotated[
         bool | None, typer.Option("--sharded", help="Divide weights among the processes (FSDP2).")

@@ -342,6 +342,6 @@ def parsed_setting(name: str, text: str, kind: object) -> object:
         raise InputError(f"The setting {name} is {text!r}; expected a value of type {kind.__name__}.") from error
 
 
-def docstring(module: ModuleType) -> str:
+def summary(module: ModuleType) -> str:
     """The first line of a recipe's docstring."""
     return (inspect.getdoc(module) or "").partition("\n")[0]
