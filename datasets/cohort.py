@@ -224,14 +224,8 @@ class Cohort:
     def keep_readable_images(self, window: WindowChoice | None = None) -> Cohort:
         """The same samples without the image files that cannot be read; those enter `exclusions`.
 
-        Reads every file once.
-
-        Args:
-            window: that of the image encoder, as `read_image` takes it: a file whose own window is broken can be
-                read in another.
-
-        Raises:
-            InputError: a file takes no such window.
+        Reads every file once, in the `window` of the image encoder, in which one whose own is broken can be read.
+        One that takes no such window is an `InputError`.
         """
         from .pixels import unreadable
 

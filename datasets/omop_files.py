@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -87,10 +88,10 @@ class Folder:
 
     def _below(self, path: str) -> list[str]:
         """The files below a folder; of this machine, none is passed over because its folder cannot be listed."""
-        try:
-            return sorted(self.files.find(path, **({"on_error": "raise"} if self.local else {})))
-        except OSError as error:
-            refuse_unlisted(error)
+        if not self.local:
+            return sorted(self.files.find(path))
+        walked = os.walk(path, onerror=refuse_unlisted, followlinks=True)
+        return sorted(f"{place}/{name}" for place, _, names in walked for name in names)
 
     def _refuse_passed_over(self, table: str, path: str, is_folder: bool) -> None:
         if is_folder and not self._tabular(path):
