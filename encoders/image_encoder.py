@@ -100,6 +100,8 @@ class ImageEncoder(nn.Module):
             network = ImageNetwork(backbone, channels, [self.reader.mean_], [self.reader.std_])
         else:
             network = pretrained_network(self.model, self.architecture, self.pretrained, channels, size)
+            # A state dict is not to lie beside the network that it went into, nor beside all copies of that.
+            self.pretrained = True
         self._take(network)
 
     def describe(self) -> dict[str, object]:

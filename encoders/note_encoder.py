@@ -104,6 +104,8 @@ class NoteEncoder(nn.Module):
             self._build_fresh(cohort)
         else:
             self._take(load_transformer(self.model, self.pretrained))
+            # A state dict is not to lie beside the network that it went into, nor beside all copies of that.
+            self.pretrained = self.pretrained is not False
             self.reader.fit(cohort)
         self._mark_sentences()
         vocabulary = self.reader.tokenizer_.get_vocab_size()

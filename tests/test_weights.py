@@ -1,6 +1,8 @@
 """The laws of weights: taken from wherever they are, wholly or not at all, and seen alike in grey and in colour."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from chiasm.datasets import Cohort, InputError
 from chiasm.datasets.batch import Images
 from chiasm.encoders import ImageEncoder, NoteEncoder
 from chiasm.encoders.weights import read_weights
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
@@ -43,6 +45,16 @@ def refuses(weights: object, cohort: Cohort, match: str, name: str = "test_resne
 
 
 # Files and dictionaries
+
+
+def test_given_weights_do_not_stay_beside_the_network_that_they_went_into(bert_folder, cohort):
+    sources = (network().state_dict(), load_file(bert_folder / "model.safetensors"))
+    given = [weakref.ref(value) for source in sources for value in source.values()]
+    encoders = [encoder_of(sources[0], cohort), note_encoder(bert_folder, cohort, sources[1])]
+    del sources
+    gc.collect()
+    assert not any(reference() is not None for reference in given)
+    assert [encoder.describe()["settings"]["pretrained"] for encoder in encoders] == [True, True]
 
 
 def test_a_file_and_a_state_dict_give_the_same_network_and_stay_as_they_are(tmp_path, cohort):
