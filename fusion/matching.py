@@ -57,15 +57,7 @@ class LabelledRisks:
 
     def check_classes(self) -> None:
         """Raises InputError when the known labels are all of one class."""
-        if self.kind == "continuous" or self.label.min() < self.label.max():
-            return
-        only = (self.kind.classes or (0, 1))[self.label[0]]
-        other = f"{1 - only}" if self.kind == "binary" else "another class"
-        raise InputError(
-            f"outcome {self.outcome!r}: all {len(self.label)} known labels of samples with a risk are {only}; "
-            f"AUROC needs both {only} and {other}. Evaluate on more patients, or leave out the rows of "
-            "this outcome"
-        )
+        _refuse_one_class(self.outcome, self.kind, self.label, of="samples with a risk")
 
     def metrics(
         self, rows: np.ndarray, weight: np.ndarray, *, threshold: float | None, names: tuple[str, ...]
@@ -77,6 +69,30 @@ class LabelledRisks:
         if self.kind == "categorical":
             return categorical_metrics(risk, label, weight=weight, names=names)
         return continuous_metrics(risk, label, weight=weight, names=names)
+
+
+def require_labels(cohort: Cohort) -> None:
+    """Raise `InputError` for an outcome on which no risks could be evaluated, before any are computed."""
+    labels, known = encode_outcomes(cohort.outcomes, cohort.outcome_kinds)
+    for place, (outcome, kind) in enumerate(cohort.outcome_kinds.items()):
+        own = labels[known[:, place], place]
+        if not len(own):
+            raise InputError(
+                f"outcome {outcome!r}: none of the {len(cohort)} samples to evaluate on has a known label. Evaluate on "
+                "more patients, or leave out this outcome"
+            )
+        _refuse_one_class(outcome, kind, own, of=f"{len(cohort)} samples to evaluate on")
+
+
+def _refuse_one_class(outcome: str, kind: OutcomeKind, label: np.ndarray, *, of: str) -> None:
+    if kind == "continuous" or label.min() < label.max():
+        return
+    only = (kind.classes or (0, 1))[int(label[0])]
+    other = f"{1 - only}" if kind == "binary" else "another class"
+    raise InputError(
+        f"outcome {outcome!r}: all {len(label)} known labels of {of} are {only}; AUROC needs both {only} and {other}. "
+        "Evaluate on more patients, or leave out the rows of this outcome"
+    )
 
 
 def labelled_risks(risks: pd.DataFrame, cohort: Cohort, *, outcome: str) -> LabelledRisks:

@@ -144,11 +144,11 @@ def compare(
         say: called with a line of text as each model is done.
 
     Raises:
-        InputError: no outcome is binary.
+        InputError: no outcome is binary, or one of which held-out patients have no label, or labels of one class.
     """
     from ..fusion import evaluate
 
-    comparison = Comparison(require_binary(parts[0]), parts[2], resamples)
+    comparison = _begun(parts[0], parts[2], resamples)
     ready: dict[str, Trained] = {}
     for own in train_all(recipe, parts, models, comparison.outcome, jobs=jobs):
         ready[own.name] = own
@@ -182,9 +182,10 @@ def compare_by_folds(
         say: called with a line of text as each fold is done.
 
     Raises:
-        InputError: no outcome is binary, no head has such a name, or fewer patients than folds.
+        InputError: no outcome is binary, an outcome that cannot be evaluated, no head of such a name, or fewer
+            patients than folds.
     """
-    comparison = Comparison(require_binary(cohort), cohort, resamples)
+    comparison = _begun(cohort, cohort, resamples)
     risks: dict[str, list[pd.DataFrame]] = {}
     without: dict[str, dict[str, list[pd.DataFrame]]] = {}
     seconds: dict[str, float] = {}
@@ -208,6 +209,15 @@ def compare_by_folds(
         for name, of_model in without.items()
     }
     return replace(comparison.with_missingness(joined), remarks=tuple(remarks))
+
+
+def _begun(train: Cohort, test: Cohort, resamples: int) -> Comparison:
+    """A comparison without models yet; what could not be evaluated in the end is refused before hours of training."""
+    from ..fusion.matching import require_labels
+
+    outcome = require_binary(train)
+    require_labels(test)
+    return Comparison(outcome, test, resamples)
 
 
 def _in_order(models: dict[str, FusionModel], ready: dict[str, Trained]) -> list[str]:

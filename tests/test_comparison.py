@@ -9,7 +9,7 @@ from chiasm.datasets import Cohort, InputError
 from chiasm.encoders import LabEncoder, StaticEncoder
 from chiasm.fusion import ConcatenationFusion, CrossAttentionFusion, FusionModel
 from chiasm.fusion.model import FUSIONS
-from chiasm.recipes.comparison import Comparison, compare, require_binary
+from chiasm.recipes.comparison import Comparison, compare, compare_by_folds, require_binary
 from chiasm.recipes.variants import restricted, variants
 
 DAY = pd.Timestamp("2031-05-17")
@@ -114,6 +114,23 @@ def test_of_other_heads_those_that_are_named_are_built_and_never_the_recipes_own
 def test_a_modality_that_the_model_does_not_read_is_refused():
     with pytest.raises(InputError, match="The model does not read 'image'; it reads labs, static"):
         restricted(model(None), ["image"])
+
+
+@pytest.mark.parametrize(
+    ("rare", "match"),
+    [
+        (0.0, r"outcome 'rare': all 200 known labels of 200 samples to evaluate on are 0; AUROC needs both 0 and 1"),
+        (np.nan, r"outcome 'rare': none of the 200 samples to evaluate on has a known label"),
+    ],
+)
+def test_what_could_not_be_evaluated_is_refused_before_anything_is_trained(patients, rare, match):
+    test = Cohort(patients.outcomes.assign(rare=rare), outcome_kinds={"died": "binary", "rare": "binary"})
+    # Nothing is there that could be trained.
+    recipe = SimpleNamespace(training=None, settings=SimpleNamespace(folds=2))
+    with pytest.raises(InputError, match=match):
+        compare(recipe, (test, None, test), {}, resamples=0)
+    with pytest.raises(InputError, match=match):
+        compare_by_folds(recipe, test, pairs=False, resamples=0, say=print)
 
 
 def test_models_that_are_trained_two_at_a_time_are_those_that_are_trained_in_turn(patients):
