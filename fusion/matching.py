@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,10 @@ class LabelledRisks:
         return continuous_metrics(risk, label, weight=weight, names=names)
 
 
-def require_labels(cohort: Cohort) -> None:
-    """Raise `InputError` for an outcome on which no risks could be evaluated, before any are computed."""
-    labels, known = encode_outcomes(cohort.outcomes, cohort.outcome_kinds)
-    for place, (outcome, kind) in enumerate(cohort.outcome_kinds.items()):
+def require_labels(cohort: Cohort, kinds: Mapping[str, OutcomeKind]) -> None:
+    """Raise `InputError` for one of these outcomes of which no risks could be evaluated, before any are computed."""
+    labels, known = encode_outcomes(cohort.outcomes, kinds)
+    for place, (outcome, kind) in enumerate(kinds.items()):
         own = labels[known[:, place], place]
         if not len(own):
             raise InputError(

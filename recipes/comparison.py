@@ -147,8 +147,11 @@ def compare(
         InputError: no outcome is binary, or one of which held-out patients have no label, or labels of one class.
     """
     from ..fusion import evaluate
+    from ..fusion.matching import require_labels
 
-    comparison = _begun(parts[0], parts[2], resamples)
+    comparison = Comparison(require_binary(parts[0]), parts[2], resamples)
+    # Before hours of training.
+    require_labels(comparison.test, models[FUSED].outcomes)
     ready: dict[str, Trained] = {}
     for own in train_all(recipe, parts, models, comparison.outcome, jobs=jobs):
         ready[own.name] = own
@@ -185,7 +188,9 @@ def compare_by_folds(
         InputError: no outcome is binary, an outcome that cannot be evaluated, no head of such a name, or fewer
             patients than folds.
     """
-    comparison = _begun(cohort, cohort, resamples)
+    from ..fusion.matching import require_labels
+
+    comparison = Comparison(require_binary(cohort), cohort, resamples)
     risks: dict[str, list[pd.DataFrame]] = {}
     without: dict[str, dict[str, list[pd.DataFrame]]] = {}
     seconds: dict[str, float] = {}
@@ -193,6 +198,7 @@ def compare_by_folds(
     folds = recipe.settings.folds
     for number, (rest, fold) in enumerate(cohort.folds(folds, seed=recipe.settings.seed), 1):
         models = variants(recipe, rest, pairs=pairs, heads=heads)
+        require_labels(cohort, models[FUSED].outcomes)
         parts = (rest, None, fold)
         ready = {own.name: own for own in train_all(recipe, parts, models, comparison.outcome, jobs=jobs)}
         for name in _in_order(models, ready):
@@ -209,15 +215,6 @@ def compare_by_folds(
         for name, of_model in without.items()
     }
     return replace(comparison.with_missingness(joined), remarks=tuple(remarks))
-
-
-def _begun(train: Cohort, test: Cohort, resamples: int) -> Comparison:
-    """A comparison without models yet; what could not be evaluated in the end is refused before hours of training."""
-    from ..fusion.matching import require_labels
-
-    outcome = require_binary(train)
-    require_labels(test)
-    return Comparison(outcome, test, resamples)
 
 
 def _in_order(models: dict[str, FusionModel], ready: dict[str, Trained]) -> list[str]:

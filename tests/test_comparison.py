@@ -125,12 +125,15 @@ def test_a_modality_that_the_model_does_not_read_is_refused():
 )
 def test_what_could_not_be_evaluated_is_refused_before_anything_is_trained(patients, rare, match):
     test = Cohort(patients.outcomes.assign(rare=rare), outcome_kinds={"died": "binary", "rare": "binary"})
-    # Nothing is there that could be trained.
-    recipe = SimpleNamespace(training=None, settings=SimpleNamespace(folds=2))
+    own = FusionModel(static=StaticEncoder(16), outcomes=test.outcome_kinds)
+    # Nothing is told of how to train, so that training would fail; and so it does where one outcome alone is predicted.
+    recipe = SimpleNamespace(model=lambda _: own, settings=SimpleNamespace(folds=2, seed=0))
     with pytest.raises(InputError, match=match):
-        compare(recipe, (test, None, test), {}, resamples=0)
+        compare(recipe, (test, None, test), {"fused": own}, resamples=0)
     with pytest.raises(InputError, match=match):
         compare_by_folds(recipe, test, pairs=False, resamples=0, say=print)
+    with pytest.raises(AttributeError, match="no attribute 'training'"):
+        compare(recipe, (test, None, test), {"fused": model(None)}, resamples=0)
 
 
 def test_models_that_are_trained_two_at_a_time_are_those_that_are_trained_in_turn(patients):
