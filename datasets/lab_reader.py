@@ -74,6 +74,9 @@ class LabReader:
             ends = np.cumsum(np.bincount(code, minlength=len(names))).tolist()
             values = cohort.labs["value"].to_numpy(np.float64)
             for name, start, end in zip(names, [0, *ends], ends, strict=False):
+                # Of a million codes, as free text makes them, most stand in a row or two.
+                if end - start < self.rare:
+                    continue
                 own = rows[start:end]
                 patients, _ = subject_runs(cohort.labs["subject_id"].iloc[own])
                 if len(patients) >= self.rare:

@@ -221,6 +221,9 @@ def two_clouds(labs: pd.DataFrame) -> pd.DataFrame:
     values = labs["value"].to_numpy("float64", na_value=np.nan)
     usable = (values > 1 / LARGEST_LAB_VALUE) & (values <= LARGEST_LAB_VALUE)
     number, codes = pd.factorize(labs["code"])
+    # Codes of few values are not looked at one by one: free text makes a million of them.
+    usable &= number >= 0
+    usable &= (np.bincount(number[usable], minlength=len(codes)) >= 2 * _LEAST)[number]
     for one, own in pd.Series(values[usable]).groupby(number[usable]):
         code = str(codes[one])
         suspect = _suspect(own.to_numpy(), find_analyte(code))

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from chiasm.datasets import Cohort, InputError
+from chiasm.datasets import Cohort, InputError, lab_reader
 from chiasm.datasets.batch import Labs, Notes
 from chiasm.datasets.lab_reader import LabReader, robust_scale
 from chiasm.datasets.note_reader import NoteReader, train_wordpiece
@@ -233,6 +233,29 @@ def labs(rows: list[tuple[int, float, str, float]], patients: int = 0) -> Cohort
 def test_settings_of_a_lab_reader_that_make_no_sense_are_refused(setting):
     with pytest.raises(InputError, match="expected at least 1 patient, more than 0 hours and at least 1 step"):
         LabReader(**setting)
+
+
+def test_codes_of_fewer_rows_than_patients_are_needed_take_no_look_at_each(monkeypatch):
+    """Free text makes a million of them, and looking at each took minutes."""
+    seen, runs = [], lab_reader.subject_runs
+    monkeypatch.setattr(lab_reader, "subject_runs", lambda subjects: seen.append(len(subjects)) or runs(subjects))
+    rows = [(patient, -1, "crp", 5.0) for patient in range(10)] + [(0, -1, f"said {k}", 1.0) for k in range(50)]
+    reader = LabReader(rare=5)
+    reader.fit(
+        Cohort(
+            pd.DataFrame({"subject_id": range(10), "prediction_time": NOW, "died": 0}),
+            labs=pd.DataFrame(
+                {
+                    "subject_id": [row[0] for row in rows],
+                    "time": NOW - pd.Timedelta(hours=1),
+                    "code": [row[2] for row in rows],
+                    "value": [row[3] for row in rows],
+                }
+            ),
+        )
+    )
+    assert reader.codes_ == ["crp"]
+    assert seen == [10]
 
 
 def test_a_code_of_too_few_patients_is_left_out_and_counted():

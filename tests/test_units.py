@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.datasets import Cohort, InputError
+from chiasm.datasets import units as units_
 from chiasm.datasets.analytes import ANALYTES, conversion, find_analyte, molar_mass
 from chiasm.datasets.unit_symbols import parse_unit
 from chiasm.datasets.units import harmonise_units, two_clouds
@@ -397,6 +398,14 @@ def test_one_cloud_scores_indicators_and_heavy_tails_are_no_finding(size):
         table = pd.concat([cloud(name, make(random, size)) for name, make in CLEAN.items()])
         whole = pd.concat([table, *(cloud(code, values) for code, values in drawn(seed, size).items())])
         assert two_clouds(whole).empty, seed
+
+
+def test_codes_of_few_values_are_not_looked_at_one_by_one(monkeypatch):
+    looked, find = [], units_.find_analyte
+    monkeypatch.setattr(units_, "find_analyte", lambda code: looked.append(code) or find(code))
+    codes = ["crp"] * 200 + [f"said {number}" for number in range(300)]
+    two_clouds(pd.DataFrame({"code": codes, "value": 5.0}))
+    assert looked == ["crp"]
 
 
 def test_clouds_do_not_depend_on_the_order_of_rows_and_few_or_strange_values_are_no_error():
