@@ -342,6 +342,12 @@ def parsed_setting(name: str, text: str, kind: object) -> object:
         raise InputError(f"The setting {name} is {text!r}; expected a value of type {kind.__name__}.") from error
 
 
+def changed_settings(there: Mapping[str, object], here: Mapping[str, object]) -> str:
+    """The settings that differ, with their values in the run that is there."""
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return ", ".join(f"{name} was {there[name]!r}" if name in there else f"{name} was not there" for name in names)
+
+
 def summary(module: ModuleType) -> str:
     """The first line of a recipe's docstring."""
     return (inspect.getdoc(module) or "").partition("\n")[0]

@@ -19,7 +19,7 @@ import pandas as pd
 from ..datasets.errors import InputError
 from ..datasets.files import find_table, read_cohort
 from ..datasets.tables import EVENT_TABLES
-from .recipe import BUILT_IN, Recipe, load_recipe
+from .recipe import BUILT_IN, Recipe, changed_settings, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -181,8 +181,8 @@ class Run:
         if earlier["settings"] != mine:
             raise InputError(
                 f"{self.folder} holds a run of {earlier['recipe']} with other settings: "
-                f"{_changed(earlier['settings'], mine)}. Give another --out, or the same recipe and settings to go on "
-                "with it."
+                f"{changed_settings(earlier['settings'], mine)}. Give another --out, or the same recipe and settings "
+                "to go on with it."
             )
         return earlier
 
@@ -219,12 +219,6 @@ class Run:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / _RUN, json.dumps(told | {"sha256": _seal(told)}, indent=2) + "\n")
-
-
-def _changed(there: Mapping[str, object], here: Mapping[str, object]) -> str:
-    """The settings that differ, with their values in the run that is there."""
-    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    return ", ".join(f"{name} was {there[name]!r}" if name in there else f"{name} was not there" for name in names)
 
 
 def _digest(cohort: Cohort) -> str:
