@@ -482,6 +482,21 @@ def test_samples_of_which_nothing_is_known_are_refused(cohort, plan):
         fit(plan(), cohort, epochs=1, **SHORT)
 
 
+def test_a_modality_of_which_there_is_no_table_is_told_in_training_and_in_prediction(quick):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = FusionModel(
+        labs=LabEncoder(8),
+        static=StaticEncoder(8),
+        notes=NoteEncoder(BertConfig(**sizes)),
+        fusion=ConcatenationFusion(8),
+        outcomes=quick.outcome_kinds,
+    )
+    absent = "{}: there is no such table; every sample counts as having none".format
+    assert absent("notes") in fit(model, quick, **SHORT).remarks
+    remarks = predict(model, quick.with_tables("without labs", labs=None)).attrs["remarks"]
+    assert [remark for remark in remarks if "no such table" in remark] == [absent("labs"), absent("notes")]
+
+
 def test_samples_of_which_the_model_reads_nothing_train_what_absence_means(halves, patients, small_model):
     model = small_model(("static",), outcomes=patients.outcome_kinds)
     model.build(halves[0])
