@@ -127,7 +127,8 @@ def match_risks(risks: pd.DataFrame, cohort: Cohort) -> dict[str, LabelledRisks]
     if len(foreign):
         raise InputError(
             f"risks of {', '.join(map(str, foreign[:5]))}: the cohort has no such outcome, its risks would be "
-            f"called {', '.join(expected)}. Leave those rows out, or add the labels to the cohort"
+            f"called {', '.join(expected)}. Give the cohort the model's outcomes, outcome_kinds=model.outcomes; leave "
+            "those rows out; or add the labels to the cohort"
         )
     position = _positions(risks, samples)
     inside = position >= 0
@@ -273,7 +274,8 @@ def _check_range(risk: np.ndarray, outcome: str, kind: str) -> None:
     if risk.min() < 0 or risk.max() > 1:
         raise InputError(
             f"outcome {outcome!r}: risks must lie in [0, 1], came {risk.min():.4g} to {risk.max():.4g}; pass "
-            "probabilities, not logits or percentages"
+            "probabilities, not logits or percentages. If the model predicts numbers, give the cohort its outcomes: "
+            "outcome_kinds=model.outcomes"
         )
     off = np.abs(risk.sum(axis=1) - 1) > SUM_TOLERANCE
     if kind == "categorical" and off.any():

@@ -277,6 +277,20 @@ def _one(column, value, rows=7):
     return change
 
 
+def test_another_hospital_that_lacks_a_class_is_evaluated_with_the_outcomes_of_the_model():
+    stages = ["mild", "severe", "fatal"] * 4
+    keys = {"subject_id": range(12), "prediction_time": pd.Timestamp("2031-05-17")}
+    kinds = Cohort(pd.DataFrame(keys | {"stage": stages})).outcome_kinds
+    fewer = pd.DataFrame(keys | {"stage": [None if stage == "fatal" else stage for stage in stages]})
+    classes = ["stage=fatal", "stage=mild", "stage=severe"]
+    risks = pd.DataFrame(keys).merge(pd.DataFrame({"outcome": classes, "risk": [0.2, 0.5, 0.3]}), how="cross")
+    risks["status"] = "ok"
+    with pytest.raises(InputError, match=r"risks of stage=fatal: .* outcome_kinds=model\.outcomes"):
+        evaluate(risks, Cohort(fewer), resamples=0)
+    found = evaluate(risks, Cohort(fewer, outcome_kinds=kinds), resamples=0)
+    assert found.value("stage", "accuracy") == 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,7 +299,10 @@ def _one(column, value, rows=7):
         (lambda risks: risks.assign(subject_id=risks["subject_id"] + 0.0), "decimal numbers"),
         (lambda risks: risks.iloc[3:], "'died': 3 of the cohort's 120 samples have no row"),
         (lambda risks: risks.iloc[:0], "none of the 0 rows"),
-        (lambda risks: risks.assign(outcome="alive"), "risks of alive: the cohort has no such outcome"),
+        (
+            lambda risks: risks.assign(outcome="alive"),
+            r"risks of alive: the cohort has no such .* Give .*=model\.outcomes",
+        ),
         (
             lambda risks: pd.concat([risks, risks.iloc[:2]]),
             "2 of 122 rows of risks repeat a patient, prediction time and outcome",
