@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
@@ -85,6 +87,16 @@ def is_folder(path: Location) -> bool:
             return Path(path).is_dir()
         store, inside = _store(path)
         return store.isdir(inside)
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """Raise `InputError` where a file changes while it is read: an export that goes on gives a part of the rows."""
+    before = path.stat()
+    yield
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InputError(f"{path} changed while it was read. Wait until it is written, and read it again.")
 
 
 def refuse_unlisted(error: OSError) -> NoReturn:

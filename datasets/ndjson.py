@@ -14,6 +14,7 @@ from pathlib import Path
 from .checks import Exclusion, Policy
 from .errors import InputError
 from .files import TABULAR, is_nearly
+from .locations import unchanged
 from .progress import progress_bar
 
 LONGEST_LINE = 32 << 20
@@ -155,7 +156,11 @@ def _numbered_lines(path: Path, done: Callable[[int], None]) -> Iterator[tuple[i
     """Every line and its number, from 1; None in place of a line that is too long."""
     number = told = 0
     try:
-        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else nullcontext(raw) as file:
+        with (
+            unchanged(path),
+            path.open("rb") as raw,
+            gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else nullcontext(raw) as file,
+        ):
             while line := file.readline(LONGEST_LINE):
                 number += 1
                 if len(line) == LONGEST_LINE and not line.endswith(b"\n"):

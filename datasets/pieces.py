@@ -17,6 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from .errors import InputError
+from .locations import unchanged
 from .quotation import Quotation
 from .refusals import MALFORMED
 from .words import LONGEST_TEXT
@@ -50,12 +51,12 @@ def pieces(path: Path, columns: Sequence[str] | None = None, words: Sequence[str
         words: columns of which few different cells are expected; they come as dictionaries.
 
     Raises:
-        InputError: the file is missing, empty, not UTF-8, or not a table; or a cell is too long.
+        InputError: the file is missing, empty, not UTF-8, or not a table; a cell is too long; or the file changes.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}. Check the path.")
     kind, first = path.suffix[1:] or "table", 1
-    with _naming(path, f"cannot be read as a {kind} file"):
+    with _naming(path, f"cannot be read as a {kind} file"), unchanged(path):
         for piece in (_parquet_pieces if kind == "parquet" else _csv_pieces)(path, columns, words):
             _require_short_cells(piece, path, first)
             yield piece
@@ -219,7 +220,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
     Raises:
         InputError: it is no Parquet file.
     """
-    with _naming(path, "cannot be read as a parquet file"), _parquet(path) as file:
+    with _naming(path, "cannot be read as a parquet file"), unchanged(path), _parquet(path) as file:
         table = file.read()
         table.validate(full=True)
         _require_short_cells(table, path, 1)

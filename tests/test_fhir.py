@@ -11,6 +11,7 @@ import pytest
 from chiasm.datasets import InputError
 from chiasm.datasets import ndjson as lines_
 from chiasm.datasets.fhir import read_fhir
+from chiasm.datasets.ndjson import Export
 
 from .denied import deny
 
@@ -734,6 +735,17 @@ def test_a_broken_line_one_million_is_named(tmp_path):
         file.write(line * 999_999 + b'{"resourceType": "Patient" "id": "p2"}\n')
     with pytest.raises(InputError, match=r"more.ndjson, line 1000000: it is not JSON \(character 28\)"):
         read_fhir(folder)
+
+
+def test_an_export_that_is_still_being_written_is_refused(tmp_path):
+    export = Export(write(tmp_path / "export", patient(), stay()), invalid="raise")
+
+    def grow(_: dict) -> None:
+        with (tmp_path / "export" / "export.ndjson").open("a") as file:
+            file.write("\n")
+
+    with pytest.raises(InputError, match=r"export\.ndjson changed while it was read. Wait until it is written"):
+        export.read({"Patient": grow})
 
 
 def test_a_compressed_file_that_was_cut_short_is_refused(tmp_path):

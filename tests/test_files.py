@@ -245,6 +245,21 @@ def test_quotation_marks_are_those_of_csv_however_the_bytes_come(text, cuts):
         assert not well
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_file_that_is_still_being_written_is_refused(tmp_path, ending):
+    path = tmp_path / f"labs.{ending}"
+    if ending == "csv":
+        path.write_text(LABS)
+    else:
+        pd.read_csv(io.StringIO(LABS)).to_parquet(path)
+    read = pieces(path)
+    next(read)
+    with path.open("ab") as file:
+        file.write(b"8,2031-05-17 07:00,NA,140,mmol/L\n")
+    with pytest.raises(InputError, match=rf"labs\.{ending} changed while it was read. Wait until it is written"):
+        list(read)
+
+
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"There is no folder .*nowhere"):
         Cohort.read(tmp_path / "nowhere")
