@@ -258,8 +258,9 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
         return truth.eq("true").astype("float32").reindex(values.index)
     unfilled = truth.isin(UNFILLED).reindex(values.index, fill_value=False).to_numpy()
     numbers = pd.to_numeric(text.where(filled & ~unfilled), errors="coerce")
-    # 007 is a code, and so are its like: as a number it would not be told from 7.
-    if numbers.isna().all() or text[filled].str.match(r"[+-]?0\d").any():
+    # 007 is a code, and so are its like, unless it is an age: as a number it would not be told from 7.
+    is_coded = AGE.fullmatch(column) is None and text[filled].str.match(r"[+-]?0\d").any()
+    if numbers.isna().all() or is_coded:
         return text.where(filled)
     words_there = numbers.isna().to_numpy() & filled & ~unfilled
     if words_there.any():

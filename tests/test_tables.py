@@ -555,6 +555,11 @@ def test_words_among_few_numbers_are_classes_and_so_are_spans_of_age():
     assert kept["age"].tolist() == ["18-40", "41-65", "> 65"]
 
 
+def test_an_age_with_a_leading_zero_is_a_number():
+    static = pd.DataFrame({"subject_id": [1, 2, 3], "age": ["05", "61", "007"]})
+    assert Cohort(outcomes(), static=static).static["age"].tolist() == [5, 61, 7]
+
+
 def test_codes_with_leading_zeros_are_classes_whatever_their_number():
     ids = list(range(40))
     table = pd.DataFrame({"subject_id": ids, "diagnosis": [f"0{100 + one}" for one in ids[1:]] + ["V27"]})
