@@ -161,13 +161,13 @@ def prepare(
     else:
         content = cohort_content(cohort)
         parts = {name: cohort.store.packed(name, reader, cohort, content) for name, reader in readers.items()}
-    parts = {name: _told_absent(name, packed, cohort) for name, packed in parts.items()}
+    parts = {name: _told_absent(packed, cohort) for name, packed in parts.items()}
     return PreparedSamples(cohort.outcomes[["subject_id", "prediction_time"]], parts, values, known)
 
 
-def _told_absent(name: str, packed: Packed, cohort: Cohort) -> Packed:
+def _told_absent(packed: Packed, cohort: Cohort) -> Packed:
     """One modality, with a remark where the cohort has no table of it: its file may have a name of its own."""
-    table = "images" if name == "image" else name
+    table = packed.kind.__name__.lower()
     # Of static facts that were learned, each column that is not there is told already.
     if packed.remarks or getattr(cohort, table) is not None:
         return packed
