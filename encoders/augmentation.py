@@ -107,8 +107,10 @@ def jitter_images(pixels: Float[Tensor, "image channel height width"]) -> Float[
     cos, sin = angle.cos() * scale, angle.sin() * scale
     # Coordinates of grid_sample run from -1 to 1: a shift by a share of the side is twice that share.
     rows = [torch.stack([cos, -sin, draw(2 * SHIFT)], 1), torch.stack([sin, cos, draw(2 * SHIFT)], 1)]
-    grid = functional.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
-    moved = functional.grid_sample(pixels, grid, align_corners=False)
+    # At a low precision neighbouring pixels would have the same coordinates.
+    with torch.autocast(device.type, enabled=False):
+        grid = functional.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+        moved = functional.grid_sample(pixels, grid, align_corners=False)
     contrast, brightness = 1 + draw(CONTRAST), draw(BRIGHTNESS)
     return (moved * contrast[:, None, None, None] + brightness[:, None, None, None]).clamp(0, 1)
 

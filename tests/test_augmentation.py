@@ -9,6 +9,7 @@ from chiasm.encoders.augmentation import (
     drop_measurements,
     hide_sentences,
     hide_words,
+    jitter_images,
     jitter_values,
     sentence_marks,
     shift_series,
@@ -49,6 +50,15 @@ def test_every_series_keeps_a_measurement_and_its_steps_stay_dense_and_in_order(
         rows = left.value.long()
         assert torch.equal(left.hours, part.hours[rows])
         assert torch.equal(left.code, part.code[rows])
+
+
+def test_images_are_moved_in_full_precision_whatever_that_of_the_network():
+    images = torch.rand(2, 1, 224, 224)
+    torch.manual_seed(0)
+    moved = jitter_images(images)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(jitter_images(images), moved)
 
 
 def test_the_mean_share_of_dropped_measurements_is_as_asked():
