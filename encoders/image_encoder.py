@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..datasets.arguments import require_counts, require_truth
 from ..datasets.batch import Images
@@ -20,7 +19,15 @@ from ..datasets.prepared import Packed
 from .augmentation import jitter_images
 from .budget import StudyAttention, detailed_entries, encoded_in_turns, in_detail
 from .compiling import compile_network
-from .image_network import ImageNetwork, architecture_of, feature_map, fresh_backbone, pretrained_network, scaled
+from .image_network import (
+    ImageNetwork,
+    architecture_of,
+    feature_map,
+    fresh_backbone,
+    pooled,
+    pretrained_network,
+    scaled,
+)
 from .recomputing import recompute_images
 from .tokens import Encoded, Tokens, gather_tokens, no_tokens
 from .tuning import Tuning, settle, weights_hash
@@ -172,7 +179,7 @@ class ImageEncoder(nn.Module):
         features = self.backbone.forward_features(pixels)
 
         # One token a cell of the grid, each with the hour of its image.
-        cells = functional.adaptive_avg_pool2d(features, self.tokens_per_side).flatten(2).transpose(1, 2)
+        cells = pooled(features, self.tokens_per_side).flatten(2).transpose(1, 2)
         each = cells.shape[1]
         patient, hours = (column.repeat_interleave(each) for column in (part.patient, part.hours))
         place = torch.arange(each, device=patient.device).repeat(len(cells))

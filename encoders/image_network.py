@@ -13,7 +13,9 @@ from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets.errors import InputError
@@ -251,6 +253,20 @@ def scaled(pixels: Tensor, mean: Tensor, std: Tensor, planes: int) -> Tensor:
     """Pixels in [0, 1] as a network's input, `[image, plane, height, width]`."""
     pixels = (pixels - mean) / std
     return torch.cat([pixels, torch.ones_like(pixels)], 1) if planes == 2 else pixels
+
+
+def pooled(
+    features: Float[Tensor, "image channel height width"], side: int
+) -> Float[Tensor, "image channel side side"]:
+    """Means over a grid of `side × side` cells, which overlap where the map cannot be divided evenly."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return functional.adaptive_avg_pool2d(features, side)
+    # Its gradient has no deterministic algorithm on a GPU; that of a mean over rows and then over columns has.
+    for dim in (2, 3):
+        size = features.shape[dim]
+        spans = [(place * size // side, -(-(place + 1) * size // side)) for place in range(side)]
+        features = torch.stack([features.narrow(dim, first, end - first).mean(dim) for first, end in spans], dim)
+    return features
 
 
 def _refuse_unsafe(arguments: Mapping[str, object]) -> None:

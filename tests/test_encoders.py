@@ -16,6 +16,7 @@ from chiasm.datasets.batch import Labs
 from chiasm.datasets.note_reader import load_tokenizer, train_wordpiece
 from chiasm.datasets.prepared import prepare
 from chiasm.encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
+from chiasm.encoders.image_network import pooled
 from chiasm.encoders.lab_grid import lab_grid, step_features
 from chiasm.encoders.lab_summary import STATISTICS, PlainFeatures, SummaryFeatures, summary_table
 from chiasm.encoders.tokens import gather_tokens
@@ -651,6 +652,20 @@ def test_one_token_is_one_cell_of_the_grid(cohort):
     samples = prepare(cohort, {"image": encoder.reader})
     images = len(part_of(samples, [3]).patient)
     assert tokens_of(encoder, samples, [3]).mask.sum() == images * 9
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 7])
+def test_deterministic_pooling_gives_the_same_cells_and_gradients_by_operations_that_are_so_on_a_gpu(side, monkeypatch):
+    features = torch.randn(2, 3, 7, 7, requires_grad=True)
+    upstream = torch.randn(2, 3, side, side)
+    theirs = torch.nn.functional.adaptive_avg_pool2d(features, side)
+    (gradient,) = torch.autograd.grad(theirs, features, upstream)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    # Its gradient is one that PyTorch refuses to compute on a GPU then.
+    monkeypatch.delattr(torch.nn.functional, "adaptive_avg_pool2d")
+    ours = pooled(features, side)
+    assert_close(ours, theirs)
+    assert_close(torch.autograd.grad(ours, features, upstream)[0], gradient)
 
 
 def test_an_unknown_network_is_refused_with_those_of_like_name(cohort):
