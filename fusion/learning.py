@@ -133,6 +133,10 @@ class MovingAverage(nn.Module):
         if kept is None:
             for name in fixed:
                 self.module.get_parameter(name).data = weights[name].data
+            for layer in self.module.modules():
+                if isinstance(layer, nn.RNNBase):
+                    # In a copy its weights lie apart, and a GPU would warn of it and lay them together at every call.
+                    layer.flatten_parameters()
         # Found once: walking through all modules at every update takes longer than averaging.
         self._weights = [(own, weights[name]) for name, own in self.module.named_parameters() if name not in fixed]
         modules = zip(self.module.modules(), model.modules(), strict=True)

@@ -398,6 +398,14 @@ def test_the_worked_example_runs(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "prepared").glob("tokens-notes-*"))
 
 
+def test_recurrent_weights_of_the_moving_average_are_laid_together(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.GRU(3, 4))
+    laid = []
+    monkeypatch.setattr(torch.nn.GRU, "flatten_parameters", lambda layer: laid.append(layer))
+    averaged = MovingAverage(model, 0.9)
+    assert laid == [averaged.module[0]]
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.9])
 def test_the_moving_average_is_that_of_torch_and_shares_what_never_learns(decay):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
