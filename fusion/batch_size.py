@@ -33,6 +33,9 @@ _USED = 0.8
 _MARGIN = 1.2
 """By how much more than in proportion a larger batch may need memory, as for padding and between blocks."""
 
+_FULL = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""Words of errors of CUDA, its libraries and the system where memory is full, which have no class of their own."""
+
 
 def largest_batch(
     model: FusionModel,
@@ -202,8 +205,10 @@ class _Gauge:
                     work()
                 if peak() > self._bound:
                     return False
-        except torch.OutOfMemoryError:
-            return False
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _FULL):
+                return False
+            raise
         finally:
             if self._cuda:
                 torch.cuda.empty_cache()

@@ -90,11 +90,29 @@ def test_the_highest_memory_is_seen():
     assert peak() > resident_memory() + 0.25 * GB
 
 
-def test_what_fails_for_want_of_memory_does_not_fit():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        # Of a kernel that finds no room for its code, of a library that finds none for itself, and of the system.
+        RuntimeError("CUDA error: out of memory\nCompile with ..."),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+)
+def test_what_fails_for_want_of_memory_does_not_fit(error):
     def fail():
-        raise torch.OutOfMemoryError
+        raise error
 
     assert not _Gauge(torch.device("cpu"), GB * 1e6).fits(fail, 1)
+
+
+def test_what_fails_for_another_reason_is_not_taken_for_want_of_memory():
+    def fail():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        _Gauge(torch.device("cpu"), GB * 1e6).fits(fail, 1)
 
 
 def test_the_samples_that_have_most_of_each_modality_are_tried(halves, small_model, patients):
