@@ -79,9 +79,9 @@ def find_tables(folder: Path) -> dict[str, Path | None]:
 
 def is_nearly(stem: str, name: str) -> bool:
     """Whether a file's name is that of a table but for case, marks, numbers, or one letter more, less or exchanged."""
-    own = "".join(letter for letter in stem.lower() if letter.isalpha())
-    own = re.sub(r"(?:tables?|data|copy|results?|final|new|export|file)+$", "", own) or own
-    if own in (name, *_OTHER_NAMES.get(name, ())):
+    whole = "".join(letter for letter in stem.lower() if letter.isalpha())
+    own = re.sub(r"(?:tables?|data|copy|results?|final|new|export|file)+$", "", whole) or whole
+    if {own, whole} & {name, *_OTHER_NAMES.get(name, ())}:
         return True
     swapped = {name[:k] + name[k + 1] + name[k] + name[k + 2 :] for k in range(len(name) - 1)}
     shorter = {name[:k] + name[k + 1 :] for k in range(len(name))}

@@ -273,6 +273,7 @@ def _tables_in(folder: Path) -> dict[str, list[Path]]:
             be listed.
     """
     found: dict[str, list[Path]] = {}
+    nearly: list[tuple[Path, str]] = []
     seen: set[str] = set()
     # Links are followed, since large modules are often linked; each place once.
     for place, folders, files in os.walk(folder, onerror=refuse_unlisted, followlinks=True):
@@ -283,11 +284,16 @@ def _tables_in(folder: Path) -> dict[str, list[Path]]:
             if ending and name.removesuffix(ending) in TABLES:
                 found.setdefault(name.removesuffix(ending), []).append(Path(place, name))
             elif meant := _meant(name):
-                raise InputError(
-                    f"{Path(place, name)} is not read: the table {meant} is {meant}.csv.gz, {meant}.csv or "
-                    f"{meant}.parquet, in one file. If it is that table, write it so; if not, move it elsewhere."
-                )
+                nearly.append((Path(place, name), meant))
         seen.add(real)
+    for path, meant in nearly:
+        homes = {one.parent for one in found.get(meant, ())}
+        # Where the table lies elsewhere, it is another database's, such as PATIENTS.csv.gz of MIMIC-III.
+        if not homes or path.parent in homes:
+            raise InputError(
+                f"{path} is not read: the table {meant} is {meant}.csv.gz, {meant}.csv or {meant}.parquet, in one "
+                "file. If it is that table, write it so; if not, move it elsewhere."
+            )
     return found
 
 

@@ -629,11 +629,24 @@ def test_a_table_under_a_name_that_is_not_read_is_not_passed_over(one, name, alo
         read_mimic(one.folder)
 
 
+def test_the_list_of_images_is_told_by_its_name_too(one):
+    (one.write() / "mimic-cxr-2.0.0-metadata (1).csv.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"\(1\)\.csv\.gz is not read: the table mimic-cxr-2\.0\.0-metadata is"):
+        read_mimic(one.folder)
+
+
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(one, monkeypatch):
     one.note("radiology", 10000032, 22595853, "2150-03-01 10:00:00", "2150-03-01 11:30:00", "FINDINGS: clear lungs.")
     deny(monkeypatch, one.write() / "mimic-iv-note/2.2/note")
     with pytest.raises(InputError, match=r"note cannot be listed \(PermissionError\)\. Check its permissions"):
         read_mimic(one.folder)
+
+
+def test_tables_of_other_databases_beside_the_modules_are_none_of_them(one):
+    for name in ("mimiciii/1.4/PATIENTS.csv.gz", "mimiciii/1.4/D_LABITEMS.csv.gz", "eicu-crd/2.0/patient.csv.gz"):
+        (one.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (one.folder / name).write_bytes(b"")
+    assert len(read_mimic(one.write())) == 1
 
 
 def test_the_other_published_files_are_none_of_the_tables(one):
