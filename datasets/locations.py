@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO
 
 from .errors import InputError, UnreadableImageError
 from .refusals import refusing
@@ -24,6 +25,8 @@ _TIMES_READ = 4
 _LEAST_READS, _LEAST_BYTES = 10_000, 2**20
 # A CT series has up to some thousand slices; far more files are a whole archive.
 MOST_FILES = 20_000
+_OF_SYSTEMS = re.compile(r"lost\+found|System Volume Information|\$RECYCLE\.BIN|\.Trash(es|-\d+)?|\.Spotlight-V100")
+"""Folders that systems keep on each disk."""
 
 
 class MeteredFile:
@@ -99,8 +102,13 @@ def unchanged(path: Path) -> Iterator[None]:
         raise InputError(f"{path} changed while it was read. Wait until it is written, and read it again.")
 
 
-def refuse_unlisted(error: OSError) -> NoReturn:
-    """Raise `InputError` for a folder that cannot be listed, which `os.walk` else takes for an empty one."""
+def refuse_unlisted(error: OSError) -> None:
+    """Raise `InputError` for a folder that cannot be listed, which `os.walk` else takes for an empty one.
+
+    One that a system keeps on each disk holds no data, and may be listed by nobody but it.
+    """
+    if _OF_SYSTEMS.fullmatch(os.path.basename(error.filename)):
+        return
     raise InputError(f"{error.filename} cannot be listed ({type(error).__name__}). Check its permissions.") from None
 
 

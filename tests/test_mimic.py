@@ -642,6 +642,12 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(one, monkeypatch):
         read_mimic(one.folder)
 
 
+def test_a_folder_that_the_system_keeps_on_a_disk_may_be_listed_by_nobody(one, monkeypatch):
+    (one.write() / "lost+found").mkdir()
+    deny(monkeypatch, one.folder / "lost+found")
+    assert len(read_mimic(one.folder)) == 1
+
+
 def test_tables_of_other_databases_beside_the_modules_are_none_of_them(one):
     for name in ("mimiciii/1.4/PATIENTS.csv.gz", "mimiciii/1.4/D_LABITEMS.csv.gz", "eicu-crd/2.0/patient.csv.gz"):
         (one.folder / name).parent.mkdir(parents=True, exist_ok=True)
