@@ -41,6 +41,8 @@ TIME_COLUMNS = ("prediction_time", "time", "available_at")
 LARGEST_LAB_VALUE = 1e15
 
 _MANY_NUMBERS, _FEW_WORDS = 30, 0.1
+_CODE = re.compile(r"[A-Za-z]\d[\w.]*")
+"""A word that is a code, such as V27 and E849.0 of ICD-9, among codes that are numbers."""
 _AMONG_NUMBERS = "Write a number (90 for 90+), or leave the cell blank; if they are codes, put a letter before each"
 
 # What pandas calls a column of a CSV file whose header is blank.
@@ -258,11 +260,14 @@ def _static_column(values: pd.Series, check: TableCheck, column: str) -> pd.Seri
         return truth.eq("true").astype("float32").reindex(values.index)
     unfilled = truth.isin(UNFILLED).reindex(values.index, fill_value=False).to_numpy()
     numbers = pd.to_numeric(text.where(filled & ~unfilled), errors="coerce")
+    words_there = numbers.isna().to_numpy() & filled & ~unfilled
     # 007 is a code, and so are its like, unless it is an age: as a number it would not be told from 7.
-    is_coded = AGE.fullmatch(column) is None and text[filled].str.match(r"[+-]?0\d").any()
+    is_coded = AGE.fullmatch(column) is None and (
+        text[filled].str.match(r"[+-]?0\d").any()
+        or (words_there.any() and text[words_there].str.fullmatch(_CODE).all())
+    )
     if numbers.isna().all() or is_coded:
         return text.where(filled)
-    words_there = numbers.isna().to_numpy() & filled & ~unfilled
     if words_there.any():
         if not _is_mostly_numbers(column, numbers[filled & ~unfilled]):
             return text.where(filled)

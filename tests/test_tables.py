@@ -560,9 +560,10 @@ def test_an_age_with_a_leading_zero_is_a_number():
     assert Cohort(outcomes(), static=static).static["age"].tolist() == [5, 61, 7]
 
 
-def test_codes_with_leading_zeros_are_classes_whatever_their_number():
+@pytest.mark.parametrize(("number", "word"), [("0{}", "V27"), ("0{}", "27b"), ("{}.1", "V27.0"), ("{}", "E849")])
+def test_codes_among_numbers_are_classes_whatever_their_number(number, word):
     ids = list(range(40))
-    table = pd.DataFrame({"subject_id": ids, "diagnosis": [f"0{100 + one}" for one in ids[1:]] + ["V27"]})
+    table = pd.DataFrame({"subject_id": ids, "diagnosis": [number.format(100 + one) for one in ids[1:]] + [word]})
     asked = pd.DataFrame({"subject_id": ids, "prediction_time": NOW, "died": 0})
     assert Cohort(asked, static=table).static["diagnosis"].nunique() == 40
 
