@@ -169,7 +169,8 @@ def drop_measurements(part: Labs, share: float, patients: int) -> Labs:
     kept = torch.rand(part.patient.shape, device=part.patient.device) >= own_share[part.patient]
     kept[0] = True
     kept[1:] |= part.patient[1:] != part.patient[:-1]
-    part = Labs(*(column[kept] for column in part))
+    rows = kept.nonzero()[:, 0]
+    part = Labs(*(column[rows] for column in part))
     # A step of which nothing is left does not exist.
     place = part.patient * (part.step.max() + 1) + part.step
     number = torch.unique_consecutive(place, return_inverse=True)[1]

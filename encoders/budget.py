@@ -127,12 +127,12 @@ def _shortened(
     """Some rows as tokens: all of those in detail, and the mean of each other."""
     encoded = encode(part)
     row = _row_of(encoded)
-    kept = detailed[row]
+    # Looked up once: a GPU is waited for to tell how many there are.
+    kept, others = detailed[row].nonzero()[:, 0], (~detailed).nonzero()[:, 0]
     means = Encoded(part.patient, part.hours, _means(encoded, row), torch.full_like(part.patient, -1))
     whole = (column[kept] for column in encoded)
-    both = Encoded(*(torch.cat([own, column[~detailed]]) for own, column in zip(whole, means, strict=True)))
-    number = torch.arange(len(detailed), device=row.device)
-    order = torch.cat([row[kept], number[~detailed]]).argsort(stable=True)
+    both = Encoded(*(torch.cat([own, column[others]]) for own, column in zip(whole, means, strict=True)))
+    order = torch.cat([row[kept], others]).argsort(stable=True)
     return Encoded(*(column[order] for column in both))
 
 
@@ -165,7 +165,7 @@ class StudyAttention(nn.Module):
 
     def forward(self, encoded: Encoded, patients: int) -> Tokens:
         row = _row_of(encoded)
-        first = encoded.place <= 0
+        first = (encoded.place <= 0).nonzero()[:, 0]
         rows = gather_tokens(_means(encoded, row), encoded.hours[first], encoded.patient[first], patients)
         told = torch.cat([self.norm(rows.values), time_features(rows.hours)], -1)
         score = self.score(told)[..., 0].float().masked_fill(~rows.mask, torch.finfo(torch.float32).min)

@@ -220,7 +220,7 @@ class NoteEncoder(nn.Module):
 
         # One token a word piece, in reading order, each with the hour of its note.
         piece, place = real.nonzero(as_tuple=True)
-        return Encoded(part.patient[piece], part.hours[piece], states[real], place)
+        return Encoded(part.patient[piece], part.hours[piece], states[piece, place], place)
 
     def _varied(self, words: Int[Tensor, "piece token"], real: Bool[Tensor, "piece token"]) -> Tensor:
         """The words that are read when sentences and words are hidden."""

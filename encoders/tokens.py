@@ -18,7 +18,8 @@ TIME_FEATURES = 1 + len(_TIME_CONSTANTS)
 def time_features(hours: Float[Tensor, "batch token"]) -> Float[Tensor, "batch token feature"]:
     """Age of a token on several scales: its logarithm, and exponential decays; all within about [0, 2]."""
     age = -hours[..., None]
-    constants = age.new_tensor(_TIME_CONSTANTS)
+    # Without waiting for what a GPU is at.
+    constants = torch.tensor(_TIME_CONSTANTS).to(age, non_blocking=True)
     return torch.cat([torch.log1p(age) / 5, torch.exp(-age / constants)], -1)
 
 
@@ -72,7 +73,8 @@ def gather_tokens(
         patient: the patient of each row, ascending.
         patients: how many there are in the batch; some may have no row.
     """
-    counts = torch.bincount(patient, minlength=patients)
+    # Not by bincount, which waits for a GPU to tell it how many there are.
+    counts = patient.new_zeros(patients).index_add(0, patient, torch.ones_like(patient))
     longest = int(counts.max()) if len(patient) else 0
     place = torch.arange(len(patient), device=patient.device) - (counts.cumsum(0) - counts)[patient]
     padded = values.new_zeros(patients, longest, values.shape[-1]).index_put((patient, place), values)
