@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ class Asked:
             numbers_written(map(str, patients.names), table, self._written)
 
     @cached_property
-    def _written(self) -> dict[str, str]:
+    def _written(self) -> Mapping[str, str]:
         return numbers_written(self._names, "outcomes")
 
     def are_ours(self, ids: np.ndarray) -> np.ndarray:

@@ -54,24 +54,24 @@ def are_whole_numbers(names: Iterable[str]) -> bool:
     return True
 
 
-def numbers_written(names: Iterable[str], table: str, elsewhere: Mapping[str, str] | None = None) -> dict[str, str]:
-    """How each of these ids that is a number is written, by its plain form.
+def numbers_written(names: Iterable[str], table: str, asked: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """How each patient's id that is a number is written, by its plain form.
 
     Args:
         names: ids of a table.
         table: its name, for messages.
-        elsewhere: what this gave for other tables.
+        asked: what this gave for the outcomes, where the table is another: only ids of their patients matter.
 
     Raises:
         InputError: a number is written in two ways, such as 7, 007 and 7.0.
     """
-    written: dict[str, str] = {}
+    written = {} if asked is None else asked
     for name in names:
         found = _NUMBER.fullmatch(name)
         if found is None:
             continue
         plain = found[1]
-        if written.setdefault(plain, name) != name or (elsewhere or written).get(plain, name) != name:
+        if (written.setdefault(plain, name) if asked is None else written.get(plain, name)) != name:
             raise InputError(
                 f"{table}.subject_id writes a number otherwise than it stands elsewhere, as 007 or 7.0 and 7 are the "
                 "same number, so that one patient would be taken for two. Write each patient alike in all tables."
@@ -85,7 +85,7 @@ def of_one_type(
     """The tables with `subject_id` as int64 if all of them are plain numbers, else as text.
 
     Args:
-        tables: by name, each with `subject_id`.
+        tables: by name, the outcomes first, each with `subject_id`.
         checks: by name, take up rows without an id.
         whole: False if it is known beforehand that some id is no plain number.
 
@@ -102,9 +102,9 @@ def of_one_type(
     # Rows without an id are refused above; the number they get here is never looked at.
     whole = whole and all(are_whole_numbers(name or "0" for name in ids) for _, ids in distinct.values())
     if not whole:
-        written: dict[str, str] = {}
+        written = None
         for name, (_, ids) in distinct.items():
-            written |= numbers_written(ids, name, written)
+            written = numbers_written(ids, name, written)
         return {name: table.assign(subject_id=names[name]) for name, table in tables.items()}
     return {
         name: table.assign(

@@ -92,6 +92,17 @@ def test_a_patient_s_number_is_written_in_one_way_in_all_files(tmp_path, of_outc
         Cohort.read(write(tmp_path, outcomes=outcomes, labs=labs))
 
 
+@pytest.mark.parametrize("of_outcomes", ["8", "P8"])
+def test_how_others_than_the_patients_are_numbered_is_not_asked(tmp_path, of_outcomes):
+    """Laboratories keep tests under 0, 00 and 000."""
+    outcomes = OUTCOMES.replace("\n007,", "\n7,").replace("\n8,", f"\n{of_outcomes},")
+    rest = "0,2031-05-17 07:00,NA,140,\n00,2031-05-17 07:00,NA,140,\n"
+    cohort = Cohort.read(write(tmp_path, outcomes=outcomes, labs=LABS.replace("\n007,", "\n7,") + rest))
+    assert len(cohort.labs) == LABS.count("\n") - 1
+    given = {name: read_table(tmp_path / f"{name}.csv") for name in ("outcomes", "labs")}
+    assert len(Cohort(given.pop("outcomes"), **given).labs) == len(cohort.labs)
+
+
 def test_settings_of_a_cohort_may_be_given(tmp_path):
     write(tmp_path, **FILES | {"labs": LABS + "007,never,Na,1,\n"})
     cohort = Cohort.read(tmp_path, history=1, invalid="exclude", outcome_kinds={"died": "continuous"})
