@@ -15,7 +15,7 @@ from . import splits
 from .arguments import as_path, require_by_patient, require_counts, require_mask, require_table
 from .checks import Excerpt, Exclusion, Policy
 from .errors import InputError
-from .outcomes import OutcomeKind, infer_kinds, typed_outcomes
+from .outcomes import OutcomeKind, infer_kinds, told_as_numbers, typed_outcomes
 from .subject_ids import of_one_type
 from .tables import EVENT_TABLES, as_excerpt, no_patient_in_common, parse_rows, sorted_facts, sorted_samples
 from .times import require_one_clock
@@ -115,7 +115,8 @@ class Cohort:
         """Images that a reader has decoded, kept while the cohort lives."""
         self.store: Store | None = None
         """Where what readers make of it is kept, if not in memory."""
-        self._attrition = [("read", self.subjects, len(self))]
+        steps = ("read", *told_as_numbers(self.outcomes, self.outcome_kinds, outcome_kinds or {}))
+        self._attrition = [(step, self.subjects, len(self)) for step in steps]
         self._refuse_strangers_alone()
         before = {name: excerpt.strangers + len(checked[name]) for name, excerpt in excerpts.items()}
         self._drop_strangers()

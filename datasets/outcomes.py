@@ -13,6 +13,10 @@ from .times import mostly_dates
 from .words import UNFILLED, as_words
 
 KINDS = ("binary", "categorical", "continuous")
+_MOST_CODES = 10
+"""Different whole numbers of an outcome, at most, that may be codes: stages, or 0 and 1 with 9 for unknown."""
+_LEAST_OF_A_CODE = 10
+"""Samples that each of them has on average: few patients have few different durations, too."""
 _TRUTH = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
@@ -127,6 +131,21 @@ def infer_kinds(outcomes: pd.DataFrame, wanted: Mapping[str, str]) -> dict[str, 
     if unknown:
         raise InputError(f"outcome_kinds names {unknown[0]}, but outcomes has {', '.join(names) or 'no such column'}.")
     return {name: infer_kind(outcomes[name], name, wanted.get(name)) for name in names}
+
+
+def told_as_numbers(outcomes: pd.DataFrame, kinds: Mapping[str, OutcomeKind], wanted: Mapping[str, str]) -> list[str]:
+    """Sentences on outcomes that nobody said to be continuous, and whose few whole numbers may be codes."""
+    told = []
+    for name in [name for name, kind in kinds.items() if kind == "continuous" and name not in wanted]:
+        numbers = outcomes[name].dropna()
+        codes = np.unique(numbers)
+        if len(codes) <= _MOST_CODES and len(numbers) >= _LEAST_OF_A_CODE * len(codes) and (codes % 1 == 0).all():
+            listed = ", ".join(f"{code:.0f}" for code in codes)
+            told.append(
+                f"outcomes: {name} is only {listed}, taken for a number; if these are classes, or one stands for "
+                "unknown, give outcome_kinds, or leave its cells blank"
+            )
+    return told
 
 
 def encode_outcome(values: pd.Series, name: str, kind: OutcomeKind) -> np.ndarray:

@@ -80,6 +80,26 @@ def test_a_row_that_stands_twice_is_left_out_and_listed_where_that_was_asked_for
         Cohort(twice.assign(died=[0, 1, 1]), invalid="exclude")
 
 
+@pytest.mark.parametrize(("codes", "listed"), [([0, 1, 9], "0, 1, 9"), ([-1, 0, 1, 2], "-1, 0, 1, 2"), ([3], "3")])
+def test_few_whole_numbers_are_taken_for_numbers_and_that_is_told(codes, listed):
+    """Else 9 for unknown would be nine times as dead."""
+    outcomes = pd.DataFrame({"subject_id": range(40), "prediction_time": NOW, "died": (codes * 40)[:40]})
+    cohort = Cohort(outcomes)
+    assert cohort.outcome_kinds["died"] == "continuous"
+    assert cohort.attrition["step"].tolist()[1:] == [
+        f"outcomes: died is only {listed}, taken for a number; if these are classes, or one stands for unknown, give "
+        "outcome_kinds, or leave its cells blank"
+    ]
+    assert cohort.split((0.5, 0.5), seed=0)[0].attrition["step"].str.contains("taken for a number").sum() == 1
+    assert len(Cohort(outcomes, outcome_kinds={"died": "continuous"}).attrition) == 1
+
+
+@pytest.mark.parametrize("values", [np.arange(40) % 11, np.arange(40) % 3 / 2, np.arange(3)])
+def test_durations_are_numbers_without_a_word(values):
+    outcomes = pd.DataFrame({"subject_id": range(len(values)), "prediction_time": NOW, "days": values})
+    assert Cohort(outcomes).attrition["step"].tolist() == ["read"]
+
+
 def test_the_kind_of_an_outcome_can_be_given():
     cohort = Cohort(outcomes(stage=[1, 2, 1]), outcome_kinds={"stage": "categorical", "died": "continuous"})
     assert cohort.outcome_kinds == {"died": "continuous", "stage": "categorical"}
