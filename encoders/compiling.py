@@ -12,7 +12,8 @@ from ..datasets.errors import InputError
 from .tuning import layers_of
 
 _BACKEND = "inductor"
-_COMPILERS = ("g++", "clang++", "c++")
+_COMPILERS = {"C": ("CC", ("gcc", "clang")), "C++": ("CXX", ("g++", "clang++", "c++"))}
+"""By language: the variable that names a compiler, and which are looked for."""
 
 
 def compile_network(network: nn.Module, on: bool) -> None:
@@ -34,11 +35,14 @@ def compile_network(network: nn.Module, on: bool) -> None:
 
 def require_compiler() -> None:
     """Raise `InputError` unless PyTorch finds what it compiles with."""
-    if torch.cuda.is_available() or _BACKEND != "inductor":
+    if _BACKEND != "inductor":
         return
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else _COMPILERS
+    # On a GPU, Triton needs one for what starts its kernels, though not for these themselves.
+    language = "C" if torch.cuda.is_available() else "C++"
+    variable, usual = _COMPILERS[language]
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
     if not any(map(shutil.which, names)):
         raise InputError(
-            f"compile=True needs a C++ compiler, and there is none ({', '.join(names)}). Install one, or leave compile "
-            "out."
+            f"compile=True needs a {language} compiler, and there is none ({', '.join(names)}). Install one, or leave "
+            "compile out."
         )

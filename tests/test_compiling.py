@@ -50,10 +50,11 @@ def test_compiled_networks_train_the_same_and_are_gone_on_with_as_written(halves
     assert fit(still(), *halves, out=tmp_path, **settings).warnings == (said,)
 
 
-def test_without_a_compiler_it_is_said_in_a_line(halves, plan, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+@pytest.mark.parametrize(("has_gpu", "variable", "language"), [(False, "CXX", r"C\+\+"), (True, "CC", "C")])
+def test_without_a_compiler_it_is_said_in_a_line(halves, plan, monkeypatch, has_gpu, variable, language):
+    monkeypatch.setenv(variable, "no-such-compiler")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
     with pytest.raises(
-        InputError, match=r"compile=True needs a C\+\+ compiler, and there is none \(no-such-compiler\)"
+        InputError, match=rf"compile=True needs a {language} compiler, and there is none \(no-such-compiler\)"
     ):
         fit(plan(), *halves, epochs=1, compile=True, **SHORT)
