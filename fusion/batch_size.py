@@ -136,11 +136,14 @@ def _trial(
     recompute(model, again)
     model.train()
 
+    # What overflows in fp16 is computed once more in fp32, and must have room for it.
+    heaviest = "fp32" if precision == "fp16" else precision
+
     def step(positions: Sequence[int]) -> None:
         assert beside
         batch = to_device(samples[positions], device)
         try:
-            with autocast(device, precision):
+            with autocast(device, heaviest):
                 risk = model(batch)
             loss, labels = model.loss(risk, batch)
             with statistics_stay(model) if again else nullcontext():

@@ -120,7 +120,8 @@ def fit(
         group_by_length: put samples of like size into a batch, by which less is computed for padding. Batches are then
             less alike: those with little in them meet in some, those with much in others. Thousands of patients learn
             as well so; hundreds may learn better from batches of any size, as those of the demonstration do.
-        precision: "fp32", "bf16" or "fp16" (autocast; fp16 with scaled gradients).
+        precision: "fp32", "bf16" or "fp16" (autocast; fp16 with scaled gradients, and a batch of which these overflow
+            is computed once more in fp32, in whose memory it must fit).
         accumulate: parts that a process's share of a batch is divided into, one after the other, so that it fits
             into memory. Batch norms see the parts.
         deterministic: use PyTorch's deterministic algorithms alone, also where they are slower or need more memory.

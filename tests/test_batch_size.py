@@ -115,6 +115,15 @@ def test_what_fails_for_another_reason_is_not_taken_for_want_of_memory():
         _Gauge(torch.device("cpu"), GB * 1e6).fits(fail, 1)
 
 
+def test_a_batch_for_fp16_also_fits_in_fp32_in_which_what_overflows_is_computed_once_more(halves, plan, monkeypatch):
+    tried, real = [], batch_size.autocast
+    monkeypatch.setattr(batch_size, "autocast", lambda device, told: tried.append(told) or real(device, told))
+    for precision, heaviest in (("fp32", "fp32"), ("bf16", "bf16"), ("fp16", "fp32")):
+        tried.clear()
+        largest_batch(plan(), halves[0], precision=precision, most=1)
+        assert set(tried) == {heaviest}
+
+
 def test_the_samples_that_have_most_of_each_modality_are_tried(halves, small_model, patients):
     model = small_model(outcomes=patients.outcome_kinds)
     model.build(halves[0])
