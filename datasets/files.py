@@ -83,6 +83,8 @@ def is_nearly(stem: str, name: str) -> bool:
     own = re.sub(r"(?:tables?|data|copy|results?|final|new|export|file)+$", "", whole) or whole
     if {own, whole} & {name, *_OTHER_NAMES.get(name, ())}:
         return True
+    if abs(len(own) - len(name)) > 1:
+        return False
     swapped = {name[:k] + name[k + 1] + name[k] + name[k + 2 :] for k in range(len(name) - 1)}
     shorter = {name[:k] + name[k + 1 :] for k in range(len(name))}
     longer = {own[:k] + own[k + 1 :] for k in range(len(own))}

@@ -76,6 +76,7 @@ TABLES: dict[str, Table] = {
     "mimic-cxr-2.0.0-split": Table("MIMIC-CXR-JPG", {"subject_id": "BIGINT", "split": "VARCHAR"}),
 }
 
+_BY_LETTERS = {re.sub("[^a-z]", "", table): table for table in TABLES}
 # Of several copies in one folder, the one that is read fastest.
 _ENDINGS = (".parquet", ".csv", ".csv.gz")
 # Image folders (p10 to p19), with 65,000 folders inside, hold no table.
@@ -301,9 +302,11 @@ def _meant(name: str) -> str | None:
     """The table that a file seems to hold, although its name is not quite that, or its form not one read."""
     low = name.lower()
     ending = max((ending for ending in TABULAR if low.endswith(ending)), key=len, default="")
-    if name.startswith((".", "~$")) or not ending:
+    stem = low.removesuffix(ending)
+    # Of waveforms, named by numbers, there are a million.
+    if name.startswith((".", "~$")) or not ending or not re.search("[a-z]", stem):
         return None
-    return next((table for table in TABLES if is_nearly(low.removesuffix(ending), re.sub("[^a-z]", "", table))), None)
+    return next((table for letters, table in _BY_LETTERS.items() if is_nearly(stem, letters)), None)
 
 
 def _ending(name: str) -> str:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from chiasm.datasets import InputError
+from chiasm.datasets import InputError, mimic_files
 from chiasm.datasets.mimic import CHARTED, PHENOTYPES, cxr_splits, read_mimic
 from chiasm.datasets.mimic_files import MimicFolder
 from chiasm.datasets.mimic_phenotypes import phenotypes_of
@@ -627,6 +627,16 @@ def test_a_table_under_a_name_that_is_not_read_is_not_passed_over(one, name, alo
     told = f"{re.escape(name)} is not read: the table labevents is labevents.csv.gz, labevents.csv or labevents.parquet"
     with pytest.raises(InputError, match=told):
         read_mimic(one.folder)
+
+
+def test_files_that_are_named_by_numbers_are_held_against_no_table(one, monkeypatch):
+    """MIMIC-IV-ECG has 800,000 waveforms."""
+    asked = []
+    monkeypatch.setattr(mimic_files, "is_nearly", lambda stem, _: asked.append(stem))
+    for name in ("40689238.dat", "41420867_0001.dat", "notes.txt"):
+        (one.write() / name).write_bytes(b"")
+    assert len(read_mimic(one.folder)) == 1
+    assert set(asked) == {"notes"}
 
 
 def test_the_list_of_images_is_told_by_its_name_too(one):
