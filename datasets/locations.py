@@ -112,6 +112,22 @@ def refuse_unlisted(error: OSError) -> None:
     raise InputError(f"{error.filename} cannot be listed ({type(error).__name__}). Check its permissions.") from None
 
 
+def walked(folder: Location) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, also through links, and each folder once, however many links lead to it.
+
+    Raises:
+        InputError: a folder cannot be listed.
+    """
+    seen: set[str] = set()
+    for place, inner, names in os.walk(folder, onerror=refuse_unlisted, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield place, inner, names
+
+
 def files_in(folder: Location) -> list[str]:
     """The files that stand directly in a folder, by name; hidden ones are passed over.
 

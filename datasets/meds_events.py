@@ -5,7 +5,6 @@ Source: MEDS 0.4.1, https://github.com/Medical-Event-Data-Standard/meds (DataSch
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from .checks import Excerpt
 from .errors import InputError
 from .excerpts import Asked, EventRows
 from .files import TABULAR, resolve_paths
-from .locations import refuse_unlisted
+from .locations import walked
 from .pieces import pieces
 from .tables import EVENT_TABLES, no_patient_in_common
 
@@ -67,7 +66,7 @@ def shards_in(folder: Path) -> list[Path]:
         InputError: a folder cannot be listed, or a table in it has another form or name, and would be passed over.
     """
     home = folder / "data"
-    files = [Path(place, name) for place, _, names in os.walk(home, onerror=refuse_unlisted) for name in names]
+    files = [Path(place, name) for place, _, names in walked(home) for name in names]
     for path in files:
         name = path.name
         if name.lower().endswith(_OTHER_FORMS) and not name.endswith(".parquet") and not name.startswith("."):

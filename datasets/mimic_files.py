@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from .errors import InputError
 from .files import TABULAR, is_nearly
-from .locations import refuse_unlisted
+from .locations import walked
 from .words import LONGEST_TEXT
 
 if TYPE_CHECKING:
@@ -275,18 +275,15 @@ def _tables_in(folder: Path) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     nearly: list[tuple[Path, str]] = []
-    seen: set[str] = set()
-    # Links are followed, since large modules are often linked; each place once.
-    for place, folders, files in os.walk(folder, onerror=refuse_unlisted, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not _IMAGES.fullmatch(name))
-        for name in [] if real in seen else sorted(files):
+    # Large modules are often linked.
+    for place, folders, files in walked(folder):
+        folders[:] = sorted(name for name in folders if not _IMAGES.fullmatch(name))
+        for name in sorted(files):
             ending = _ending(name)
             if ending and name.removesuffix(ending) in TABLES:
                 found.setdefault(name.removesuffix(ending), []).append(Path(place, name))
             elif meant := _meant(name):
                 nearly.append((Path(place, name), meant))
-        seen.add(real)
     for path, meant in nearly:
         homes = {one.parent for one in found.get(meant, ())}
         # Where the table lies elsewhere, it is another database's, such as PATIENTS.csv.gz of MIMIC-III.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from .errors import InputError
 from .files import TABULAR, is_nearly
-from .locations import refuse_unlisted
+from .locations import walked
 from .omop_tables import LAYOUTS, Part, Table, literal, of_parts
 
 if TYPE_CHECKING:
@@ -90,8 +89,7 @@ class Folder:
         """The files below a folder; of this machine, none is passed over because its folder cannot be listed."""
         if not self.local:
             return sorted(self.files.find(path))
-        walked = os.walk(path, onerror=refuse_unlisted, followlinks=True)
-        return sorted(f"{place}/{name}" for place, _, names in walked for name in names)
+        return sorted(f"{place}/{name}" for place, _, names in walked(path) for name in names)
 
     def _refuse_passed_over(self, table: str, path: str, is_folder: bool) -> None:
         if is_folder and not self._tabular(path):

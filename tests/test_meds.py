@@ -521,3 +521,16 @@ def test_a_shard_that_would_be_passed_over_is_named(tmp_path, monkeypatch):
     deny(monkeypatch, path.parent / "more")
     with pytest.raises(InputError, match=r"more cannot be listed \(PermissionError\)\. Check its permissions"):
         Cohort.read(tmp_path / "meds")
+
+
+def test_shards_in_a_folder_that_is_linked_are_read_and_each_once(tmp_path):
+    whole = cohort()
+    whole.write(tmp_path / "meds")
+    data = tmp_path / "meds" / "data"
+    data.rename(tmp_path / "elsewhere")
+    data.mkdir()
+    for name in ("linked", "again"):
+        (data / name).symlink_to(tmp_path / "elsewhere")
+    read = Cohort.read(tmp_path / "meds")
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(read, name), getattr(whole, name))

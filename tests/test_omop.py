@@ -738,6 +738,17 @@ def test_a_folder_of_parts_is_read_whole_or_not_at_all(tmp_path):
         read_omop(folder)
 
 
+def test_parts_that_are_linked_are_read_and_each_once(tmp_path, cohort):
+    folder = write(hospital(), tmp_path / "omop")
+    (folder / "measurement").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "measurement.csv").rename(tmp_path / "elsewhere" / "part-0.csv")
+    for name in ("linked", "again"):
+        (folder / "measurement" / name).symlink_to(tmp_path / "elsewhere")
+    (folder / "measurement" / "loop").symlink_to(folder / "measurement")
+    pd.testing.assert_frame_equal(read_omop(folder).labs, cohort.labs)
+
+
 def test_a_folder_of_parts_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     folder = write(hospital(), tmp_path / "omop")
     inner = folder / "measurement" / "later"
