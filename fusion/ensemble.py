@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from ..datasets.arguments import as_path
 from ..datasets.errors import InputError
@@ -120,7 +121,7 @@ class Ensemble:
 
 
 def load_trained(folder: str | Path) -> FusionModel | Ensemble:
-    """A model or an ensemble, whichever was saved there.
+    """A model or an ensemble, whichever was saved there; on a GPU, where there is one.
 
     Raises:
         InputError: the folder is missing, damaged, or of another schema.
@@ -131,7 +132,11 @@ def load_trained(folder: str | Path) -> FusionModel | Ensemble:
     except (OSError, ValueError, KeyError, TypeError):
         # What is wrong with the folder is told by what reads it.
         is_ensemble = False
-    return Ensemble.load(folder) if is_ensemble else FusionModel.load(folder)
+    trained = Ensemble.load(folder) if is_ensemble else FusionModel.load(folder)
+    if torch.cuda.is_available():
+        for member in trained.members if is_ensemble else (trained,):
+            member.to("cuda")
+    return trained
 
 
 def _weights_of(number: int) -> str:

@@ -17,6 +17,7 @@ from ..datasets.prepared import BucketedBatches
 from .ensemble import Ensemble
 from .frozen_tokens import Samples, encode_once
 from .model import FusionModel, withhold
+from .numerics import full_precision
 from .thresholds import chosen_thresholds, told_thresholds
 
 NOTHING_KNOWN = "refused: nothing that the model reads was known before the prediction time"
@@ -81,7 +82,7 @@ def infer(model: FusionModel, samples: Samples, *, batch_size: int = 64) -> np.n
     require_whole("batch_size", batch_size, least=1)
     device = next(model.parameters()).device
     values = np.full((len(samples), len(model.heads.columns)), np.nan)
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), full_precision(), torch.inference_mode():
         for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
             batch = to_device(samples[positions], device)
             values[positions] = model(batch).value.double().cpu().numpy()
@@ -189,7 +190,7 @@ def worth_of_subsets(model: FusionModel, samples: Samples, subsets: Sequence[int
     names = model.modalities
     device = next(model.parameters()).device
     worth = np.full((len(subsets), len(samples), len(model.heads.columns)), np.nan)
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model), full_precision(), torch.inference_mode():
         for positions in BucketedBatches(samples.sizes, batch_size, shuffle=False):
             # Every modality is encoded once; the subsets differ in what the fusion head may read.
             tokens = model.encode(to_device(samples[positions], device))

@@ -1,4 +1,4 @@
-"""How numbers are computed in training: at which precision, and whether they repeat themselves."""
+"""How numbers are computed: at which precision, and whether they repeat themselves."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ _WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """A block in which what gains by it is computed at a lower precision; "fp32" changes nothing."""
     return torch.autocast(device.type, _LOW_PRECISION.get(precision), enabled=precision in _LOW_PRECISION)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside the block a GPU's convolutions and recurrences keep all bits of fp32.
+
+    By default they are computed in TF32, of 10 bits, by algorithms that depend on the batch: one patient's risk would
+    be told from that among a thousand.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def prepare_to_repeat(deterministic: bool) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from chiasm.datasets import Cohort
 from chiasm.encoders import ImageEncoder, LabAugmentation, LabEncoder, NoteEncoder, StaticEncoder, Tuning
-from chiasm.fusion import FusionModel, contributions, fit, largest_batch, predict, training
+from chiasm.fusion import Ensemble, FusionModel, contributions, fit, largest_batch, predict, training
+from chiasm.fusion.ensemble import load_trained
 from chiasm.fusion.inference import to_device
 from chiasm.fusion.model import FUSIONS
 from chiasm.fusion.numerics import autocast
@@ -134,6 +135,27 @@ def test_a_killed_run_goes_on_there_to_the_same_weights_and_predicts_as_on_a_cpu
     loaded = FusionModel.load(tmp_path / "killed" / "model")
     for there, here in ((risks, predict(loaded, halves[1])), (told, contributions(loaded, halves[1]))):
         pd.testing.assert_frame_equal(there, here, rtol=1e-4)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_was_saved_predicts_there_in_full_precision(halves, plan, members, monkeypatch, tmp_path):
+    model = plan()
+    fit(model, halves[0], epochs=1, **SHORT)
+    (Ensemble([model, model]) if members == 2 else model).save(tmp_path / "saved")
+    seen, forward = [], FusionModel.forward
+    before = torch.backends.cudnn.allow_tf32
+
+    def watched(own, batch):
+        seen.append((next(own.parameters()).device, torch.backends.cudnn.allow_tf32))
+        return forward(own, batch)
+
+    monkeypatch.setattr(FusionModel, "forward", watched)
+    with claimed_gpu():
+        loaded = load_trained(tmp_path / "saved")
+        risks = predict(loaded, halves[1])
+    assert set(seen) == {(torch.device("cuda", 0), False)}
+    assert torch.backends.cudnn.allow_tf32 == before
+    pd.testing.assert_frame_equal(risks, predict(model, halves[1]), rtol=1e-5)
 
 
 def test_the_largest_batch_is_looked_for_there(halves, plan):
