@@ -4,7 +4,9 @@
 
 Each side takes six steps of the workload of `bench_step.py` in a process of its own. What is mapped from files, which
 makes room for whoever needs it, is told apart from memory of its own. The tables that patients are drawn as are gone
-by then, and their memory is given back, of which the C library would keep as much as it likes.
+by then, and their memory is given back, of which the C library would keep as much as it likes. It also keeps some of
+what steps need, from one run to the next by some hundred megabytes more or less: whether memory grows with the
+patients is told from what is held before the first step.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ def memory(arguments: argparse.Namespace) -> None:
             command += ["--folder", str(arguments.folder), "--threads", str(arguments.threads)]
             own = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         told[side, patients] = own
-        told_own = f"{own['own']:.0f} MB of its own, {own['cache']:.0f} MB of files"
+        told_own = f"{own['held']:.0f} MB of its own before, {own['own']:.0f} after, {own['cache']:.0f} of files"
         print(f"{side}, {patients} patients: {told_own}", flush=True)
     print(f"chiasm less bare: {told['chiasm', few]['own'] - told['bare', few]['own']:+.0f} MB")
-    print(f"{many} patients less {few}: {told['chiasm', many]['own'] - told['chiasm', few]['own']:+.0f} MB")
+    print(f"{many} patients less {few}: {told['chiasm', many]['held'] - told['chiasm', few]['held']:+.0f} MB")
 
 
 def side_of(side: str, folder: Path, patients: int) -> None:
@@ -70,11 +72,17 @@ def side_of(side: str, folder: Path, patients: int) -> None:
         del cohort
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
+    held = resident()["RssAnon"]
     for own in chosen:
         step(own)
+    after = resident()
+    print(json.dumps({"held": held, "own": after["RssAnon"], "cache": after["RssFile"]}))
+
+
+def resident() -> dict[str, float]:
+    """Resident megabytes of this process, by kind."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Rss")}
-    print(json.dumps({"own": sizes["RssAnon"], "cache": sizes["RssFile"]}))
+    return {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Rss")}
 
 
 def main() -> None:
