@@ -137,7 +137,7 @@ def member_of_file(path: Location, key: bytes, *, windowed: bool, limit_bytes: i
         if element(dataset, "Rows") is None:
             return None
         said = origin(dataset)
-    member = Member(str(path), patient_digest(dataset, key), said["study_uid"], str(said["series_uid"]))
+        member = Member(str(path), patient_digest(dataset, key), said["study_uid"], str(said["series_uid"]))
     try:
         with silence():
             return replace(member, slices=tuple(slices_of_dataset(dataset, str(path), windowed=windowed)))

@@ -273,6 +273,16 @@ def test_the_same_slice_twice_is_refused(tmp_path: Path):
     refused(folder, "10.dcm and 24.dcm are the same slice twice. Remove one")
 
 
+def test_a_slice_whose_patient_cannot_be_read_is_named(tmp_path: Path):
+    folder = saved(tmp_path, *(ct_slice(number, PatientID="SECRET") for number in range(3)))
+    file = folder / "10.dcm"
+    whole = file.read_bytes()
+    # (0010,0020), of a value representation that there is not.
+    file.write_bytes(whole.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00Z\x00"))
+    assert file.read_bytes() != whole
+    refused(folder, r"10\.dcm: its element PatientID is malformed")
+
+
 def test_several_slices_at_one_place_are_refused(tmp_path: Path):
     slices = [ct_slice(number, ImagePositionPatient=[0, 0, number % 3]) for number in range(6)]
     refused(saved(tmp_path, *slices), r"lie at the same place \(and 2 more such pairs\): several times, echoes")
