@@ -18,8 +18,8 @@ _SILENT = logging.CRITICAL + 1
 # What pydicom, its decoders and Pillow raise on malformed files, seen on mutated ones, beside pydicom's own
 # types: elements of the wrong kind (AttributeError, TypeError, ValueError with UnicodeError), lookups
 # (KeyError, IndexError), numbers (OverflowError, ZeroDivisionError, InvalidOperation), short files
-# (EOFError, OSError with UnidentifiedImageError, struct.error, zlib.error), decoders (RuntimeError with
-# NotImplementedError and RecursionError), PNG chunks (SyntaxError), sizes no machine has (MemoryError).
+# (EOFError, OSError with UnidentifiedImageError, struct.error, zlib.error), decoders (RuntimeError and its
+# kinds, of what nests too deep or is not supported), PNG chunks (SyntaxError), sizes no machine has (MemoryError).
 MALFORMED = (
     ArithmeticError,
     AttributeError,

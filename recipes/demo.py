@@ -106,7 +106,7 @@ def training(settings: Settings) -> dict[str, object]:
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
-        # 1,400 patients learn better from batches of any size.
+        # With three seeds of four, 1,400 patients were learned better from batches of any size.
         "group_by_length": False,
         "seed": settings.seed,
     }
