@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from .cohort import Cohort
 from .errors import InputError
 from .fhir_events import Events
 from .fhir_stays import INPATIENT, Reach, Register, facts
-from .locations import refuse_unlisted
+from .locations import walked
 from .ndjson import Export
 from .stays import Task, predictions
 
@@ -198,7 +197,7 @@ def _with_paths(studies: pd.DataFrame, images: str | Path | pd.DataFrame, events
 def _files_by_study(folder: Path, wanted: set[str]) -> pd.DataFrame:
     """`study_uid` and `path` of all files below folders that are named by one of the wanted studies."""
     rows = []
-    for home, inner, files in os.walk(folder, onerror=refuse_unlisted):
+    for home, inner, files in walked(folder):
         study = next((name for name in Path(home).relative_to(folder).parts if name in wanted), None)
         inner.sort()
         if study is not None:

@@ -102,7 +102,7 @@ def unchanged(path: Path) -> Iterator[None]:
         raise InputError(f"{path} changed while it was read. Wait until it is written, and read it again.")
 
 
-def refuse_unlisted(error: OSError) -> None:
+def _refuse_unlisted(error: OSError) -> None:
     """Raise `InputError` for a folder that cannot be listed, which `os.walk` else takes for an empty one.
 
     One that a system keeps on each disk holds no data, and may be listed by nobody but it.
@@ -119,7 +119,7 @@ def walked(folder: Location) -> Iterator[tuple[str, list[str], list[str]]]:
         InputError: a folder cannot be listed.
     """
     seen: set[str] = set()
-    for place, inner, names in os.walk(folder, onerror=refuse_unlisted, followlinks=True):
+    for place, inner, names in os.walk(folder, onerror=_refuse_unlisted, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             inner.clear()

@@ -613,6 +613,15 @@ def test_images_are_the_files_below_a_folder_named_by_their_study(tmp_path):
     assert "imaging studies without images, a UID or a time left out: 2" in told(cohort)
 
 
+def test_images_of_a_study_are_found_through_links(tmp_path):
+    files = tmp_path / "disk" / "of studies"
+    files.mkdir(parents=True)
+    (files / "a.dcm").touch()
+    (tmp_path / "pacs").mkdir()
+    (tmp_path / "pacs" / "1.2.3").symlink_to(files)
+    assert read(tmp_path, study(), images=tmp_path / "pacs").images["path"].tolist() == [str(files / "a.dcm")]
+
+
 def test_a_folder_of_images_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     study = {"resourceType": "ImagingStudy", "id": "s1", "status": "available", "started": "2031-05-02T06:00:00Z"}
     study |= {"subject": {"reference": "Patient/p1"}, "identifier": [{"value": "urn:oid:1.2.3"}]}
