@@ -166,16 +166,16 @@ def drop_measurements(part: Labs, share: float, patients: int) -> Labs:
         patients: how many there are in the batch.
     """
     own_share = 2 * share * torch.rand(patients, device=part.patient.device)
-    kept = torch.rand(part.patient.shape, device=part.patient.device) >= own_share[part.patient]
+    kept = torch.rand(part.patient.shape, device=part.patient.device) >= own_share.index_select(0, part.patient)
     kept[0] = True
     kept[1:] |= part.patient[1:] != part.patient[:-1]
     rows = kept.nonzero()[:, 0]
-    part = Labs(*(column[rows] for column in part))
+    part = Labs(*(column.index_select(0, rows) for column in part))
     # A step of which nothing is left does not exist.
     place = part.patient * (part.step.max() + 1) + part.step
     number = torch.unique_consecutive(place, return_inverse=True)[1]
     first = number.new_full((patients,), len(place)).scatter_reduce(0, part.patient, number, "amin")
-    return part._replace(step=number - first[part.patient])
+    return part._replace(step=number - first.index_select(0, part.patient))
 
 
 def jitter_values(part: Labs, deviation: float) -> Labs:

@@ -40,26 +40,32 @@ def summary_table(grid: Grid, part: Labs) -> Float[Tensor, "series code statisti
     # In double precision, so that the order of simultaneous measurements means nothing.
     value, hours = part.value.double(), part.hours.double()
     zero = value.new_zeros(series * codes)
-    count = zero.index_add(0, cell, torch.ones_like(value))
+
+    def summed(of: Tensor) -> Tensor:
+        return zero.index_add(0, cell, of)
+
+    def distance(of: Tensor, mean: Tensor) -> Tensor:
+        # An index in brackets takes five times as long on a CPU.
+        return of - mean.index_select(0, cell)
+
+    count = summed(torch.ones_like(value))
     known = count.clamp(min=1)
-    mean = zero.index_add(0, cell, value) / known
-    lowest = zero.scatter_reduce(0, cell, value, "amin", include_self=False)
-    highest = zero.scatter_reduce(0, cell, value, "amax", include_self=False)
+    mean = summed(value) / known
+    lowest = torch.full_like(zero, torch.inf).scatter_reduce(0, cell, value, "amin")
+    highest = torch.full_like(zero, -torch.inf).scatter_reduce(0, cell, value, "amax")
 
     # Spread and slope from distances to the means.
-    above = value - mean[cell]
-    later = hours - (zero.index_add(0, cell, hours) / known)[cell]
-    spread = (zero.index_add(0, cell, above.square()) / known).sqrt()
-    apart = zero.index_add(0, cell, later.square())
-    slope = 24 * zero.index_add(0, cell, above * later) / apart.clamp(min=_APART)
+    above, later = distance(value, mean), distance(hours, summed(hours) / known)
+    spread = (summed(above.square()) / known).sqrt()
+    apart = summed(later.square())
+    slope = 24 * summed(above * later) / apart.clamp(min=_APART)
     slope = torch.where(apart >= _APART, slope, torch.nan)
 
     # First and last value are means of a time step, where measurements are simultaneous.
-    order = torch.arange(steps, device=grid.value.device)[None, :, None]
-    last_step = torch.where(grid.observed, order, -1).amax(1).clamp(min=0)
-    first_step = torch.where(grid.observed, order, steps).amin(1).clamp(max=steps - 1)
-    last = grid.value.gather(1, last_step[:, None])[:, 0].flatten()
-    first = grid.value.gather(1, first_step[:, None])[:, 0].flatten()
+    last_step = part.step.new_zeros(series * codes).scatter_reduce(0, cell, part.step, "amax").view(series, codes)
+    first_step = torch.full_like(last_step, steps - 1).flatten().scatter_reduce(0, cell, part.step, "amin")
+    last = grid.value.gather(1, last_step[:, None]).flatten()
+    first = grid.value.gather(1, first_step.view(series, 1, codes)).flatten()
     recency = 1 / (1 + torch.log1p(-grid.hours.gather(1, last_step))).flatten()
 
     columns = [mean, lowest, highest, first, last, spread, slope, torch.log1p(count), recency]
@@ -118,11 +124,13 @@ class SummaryFeatures(nn.Module):
 
     def _features(self, table: Tensor) -> Tensor:
         known = table.isfinite()
-        number = ((table - self.centre) / self.scale).clamp(-_LIMIT, _LIMIT)
-        begin, width = self.knots[..., :-1], self.knots.diff(dim=-1).clamp(min=_NARROWEST)
-        ramps = ((table[..., None] - begin) / width).clamp(0, 1)
-        bent = torch.where(known[..., None], torch.cat([number[..., None], ramps], -1), 0.0)
-        return torch.cat([bent.flatten(1), known[:, :, 0].to(table.dtype)], 1)
+        # The number itself is one more ramp, from its centre and to both sides.
+        begin = torch.cat([self.centre[..., None], self.knots[..., :-1]], -1)
+        width = torch.cat([self.scale[..., None], self.knots.diff(dim=-1).clamp(min=_NARROWEST)], -1)
+        low, high = torch.zeros_like(begin), torch.ones_like(begin)
+        low[..., 0], high[..., 0] = -_LIMIT, _LIMIT
+        ramps = (table[..., None] - begin).div_(width).clamp_(low, high).nan_to_num_(0.0)
+        return torch.cat([ramps.flatten(1), known[:, :, 0].to(table.dtype)], 1)
 
 
 class PlainFeatures(nn.Module):

@@ -160,7 +160,7 @@ def ready(samples: PreparedSamples, positions: list[int], model: FusionModel) ->
     grid = lab_grid(part, len(positions), labs.codes)
     return {
         "pixels": batch.parts["image"].pixels,
-        "steps": step_features(grid),
+        "steps": step_features(grid).contiguous(),
         "real": grid.real,
         "summary": labs.bend(summary_table(grid, part)),
         "tokens": batch.parts["notes"].tokens,
