@@ -15,6 +15,7 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
 from .augmentation import LabAugmentation
+from .dropout import Dropout
 from .lab_grid import lab_grid, step_features
 from .lab_summary import PlainFeatures, SummaryFeatures, summary_table
 from .tokens import Tokens, no_tokens
@@ -119,13 +120,13 @@ class LabEncoder(nn.Module):
         self.gru = nn.GRU(self.width, self.width, self.layers, batch_first=True, dropout=between)
         self.bend = (SummaryFeatures if self.bends else PlainFeatures)(self.codes)
         self.summary = nn.Sequential(
-            nn.Dropout(self.summary_dropout),
+            Dropout(self.summary_dropout),
             nn.Linear(self.bend.features, self.width),
             nn.GELU(),
-            nn.Dropout(self.dropout),
+            Dropout(self.dropout),
             nn.Linear(self.width, self.width),
         )
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def forward(self, part: Labs, patients: int) -> Tokens:
         # Nobody has a measurement: a GRU never sees length 0.

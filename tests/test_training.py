@@ -60,9 +60,9 @@ def test_a_dozen_patients_are_learned_by_heart(patients, fusion):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = FusionModel(
-        # Without batch norms, so that what is learned is what is predicted with.
+        # Without batch norms and random numbers, so that what is learned is what is predicted with.
         image=ImageEncoder("test_convnext", size=64, grid=1, augment=False),
-        labs=LabEncoder(16, rare=1, dropout=0.0),
+        labs=LabEncoder(16, rare=1, dropout=0.0, summary_dropout=0.0, augmentation=LabAugmentation(dropped=0.0)),
         notes=NoteEncoder(BertConfig(**sizes, **no_dropout, max_position_embeddings=64), length=32, overlap=4),
         static=StaticEncoder(16, dropout=0.0),
         fusion=fusion(),
