@@ -16,6 +16,7 @@ from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
 from .augmentation import LabAugmentation
 from .dropout import Dropout
+from .gru import states_of
 from .lab_grid import lab_grid, step_features
 from .lab_summary import PlainFeatures, SummaryFeatures, summary_table
 from .tokens import Tokens, no_tokens
@@ -117,7 +118,7 @@ class LabEncoder(nn.Module):
         # Three features an analyte and two of time: see `step_features`.
         self.step_in = nn.Sequential(nn.Linear(3 * self.codes + 2, self.width), nn.LayerNorm(self.width))
         between = self.dropout if self.layers > 1 else 0.0
-        self.gru = nn.GRU(self.width, self.width, self.layers, batch_first=True, dropout=between)
+        self.gru = nn.GRU(self.width, self.width, self.layers, dropout=between)
         self.bend = (SummaryFeatures if self.bends else PlainFeatures)(self.codes)
         self.summary = nn.Sequential(
             Dropout(self.summary_dropout),
@@ -141,10 +142,11 @@ class LabEncoder(nn.Module):
         grid = lab_grid(part._replace(patient=series), len(present), self.codes)
 
         # Padding stands after the last real step, where a forward GRU cannot see it.
-        states, _ = self.gru(self.drop(self.step_in(step_features(grid))))
+        steps = self.drop(self.step_in(step_features(grid).transpose(0, 1)))
+        states = self.drop(states_of(self.gru, steps)).transpose(0, 1)
         summary = self.summary(self.bend(summary_table(grid, part._replace(patient=series))))
 
-        return _spread(Tokens(self.drop(states), grid.real, grid.hours, summary), present, patients)
+        return _spread(Tokens(states, grid.real, grid.hours, summary), present, patients)
 
 
 def _spread(tokens: Tokens, present: Tensor, patients: int) -> Tokens:
