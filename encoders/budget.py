@@ -171,4 +171,4 @@ class StudyAttention(nn.Module):
         score = self.score(told)[..., 0].float().masked_fill(~rows.mask, torch.finfo(torch.float32).min)
         summary = (score.softmax(1)[..., None] * rows.values).sum(1)
         tokens = gather_tokens(encoded.values, encoded.hours, encoded.patient, patients)
-        return Tokens(tokens.values, tokens.mask, tokens.hours, summary)
+        return replace(tokens, summary=summary)

@@ -385,9 +385,7 @@ def _refuse_misplaced(encoders: Mapping[str, Encoder], fusion: Fusion | None) ->
 
 def withhold(tokens: Mapping[str, Tokens], kept: Mapping[str, Tensor]) -> dict[str, Tokens]:
     """Tokens as if some patients lacked some modalities; `kept` says, by modality, bool `[batch]`, who has it."""
-    return {
-        name: replace(own, mask=own.mask & kept[name][:, None]) if name in kept else own for name, own in tokens.items()
-    }
+    return {name: own.of(kept[name]) if name in kept else own for name, own in tokens.items()}
 
 
 def withhold_at_random(tokens: Mapping[str, Tokens], probability: float) -> dict[str, Tokens]:

@@ -41,15 +41,13 @@ class TokenEntry(nn.Module):
         return {name: self._enter(name, tokens[name]) for name in self.modalities}
 
     def _enter(self, name: str, tokens: Tokens) -> Tokens:
-        # Under a mask anything may stand, even NaN: it is cleared before anything is computed.
-        values = torch.where(tokens.mask[..., None], tokens.values, 0.0)
         hours = torch.where(tokens.mask, tokens.hours, 0.0)
-        values = self.project[name](values) + self.kind[name] + self.time(time_features(hours))
+        values = tokens.each(self.project[name]) + self.kind[name] + self.time(time_features(hours))
 
         present = tokens.mask.any(1, keepdim=True)
         gist = torch.where(present, self.project_gist[name](tokens.gist), self.absent[name].to(values.dtype))
         return Tokens(
-            values=torch.cat([(gist + self.kind[name])[:, None], values], 1),
+            torch.cat([(gist + self.kind[name])[:, None], values], 1),
             mask=torch.cat([torch.ones_like(present), tokens.mask], 1),
             hours=torch.cat([hours.new_zeros(len(hours), 1), hours], 1),
         )

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from chiasm.encoders.lab_grid import lab_grid, step_features
 from chiasm.encoders.lab_summary import STATISTICS, PlainFeatures, SummaryFeatures, summary_table
 from chiasm.encoders.tokens import gather_tokens
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModel, BertConfig, BertModel, DistilBertConfig, GPT2Config, RobertaConfig, T5Config
 
@@ -275,6 +277,42 @@ def test_the_gist_is_the_summary_or_the_mean_of_the_real_tokens_and_nothing_wher
     assert Tokens(values, mask, hours).gist.tolist() == [[2, 4], [5, 5], [0, 0]]
     summary = torch.tensor([[7.0, 8], [9, 9], [torch.nan, torch.nan]])
     assert Tokens(values, mask, hours, summary).gist.tolist() == [[7, 8], [9, 9], [0, 0]]
+
+
+def test_rows_are_read_as_their_padded_tokens_are():
+    torch.manual_seed(0)
+    patient, hours, network = (
+        torch.tensor([0, 0, 0, 2]),
+        -torch.rand(4),
+        nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)),
+    )
+    rows = torch.randn(4, 5, requires_grad=True)
+    packed = gather_tokens(rows, hours, patient, 3)
+    assert packed.values[[0, 0, 0, 2], [0, 1, 2, 0]].equal(rows)
+    for withheld in ([], [0], [0, 2]):
+        mask = packed.mask.clone()
+        mask[withheld] = False
+        told = []
+        for tokens in (replace(packed, mask=mask), Tokens(packed.values, mask, packed.hours)):
+            each = torch.where(mask[..., None], tokens.each(network), 0.0)
+            gradients = torch.autograd.grad(each.square().sum() + tokens.gist.square().sum(), [*network.parameters()])
+            told.append([each, tokens.gist, *gradients])
+        for ours, padded in zip(*told, strict=True):
+            assert_close(ours, padded)
+
+
+def test_rows_under_a_mask_mean_nothing_even_if_they_are_no_numbers():
+    torch.manual_seed(0)
+    network, mask = nn.Linear(2, 3), torch.tensor([[True, True], [False, False]])
+    rows = torch.tensor([[1.0, 2], [3, 6], [torch.nan, 1]])
+    tokens = gather_tokens(rows, torch.zeros(3), torch.tensor([0, 0, 1]), 2)
+    tokens = replace(tokens, mask=mask)
+    assert tokens.gist.tolist() == [[2, 4], [0, 0]]
+    each = tokens.each(network)
+    assert_close(each[0], network(rows[:2]))
+    assert each.isfinite().all()
+    each.sum().backward()
+    assert network.weight.grad.isfinite().all()
 
 
 def test_shapes_that_disagree_are_found_when_tests_run():
