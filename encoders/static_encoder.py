@@ -12,6 +12,7 @@ from ..datasets.batch import Static
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.static_reader import StaticReader
+from .dropout import Dropout
 from .tokens import Tokens, gather_tokens, no_tokens
 
 
@@ -52,7 +53,7 @@ class StaticEncoder(nn.Module):
         self.level = nn.Embedding(self.reader.levels, self.width)
         # A category that no training patient had says nothing, rather than something random.
         nn.init.zeros_(self.level.weight)
-        self.bend = nn.Sequential(nn.GELU(), nn.Dropout(self.dropout), nn.Linear(self.width, self.width))
+        self.bend = nn.Sequential(nn.GELU(), Dropout(self.dropout), nn.Linear(self.width, self.width))
 
     def forward(self, part: Static, patients: int) -> Tokens:
         if not len(part.patient):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry
@@ -38,7 +39,7 @@ class ConcatenationFusion(nn.Module):
             nn.LayerNorm(self.width * len(widths)),
             nn.Linear(self.width * len(widths), 2 * self.width),
             nn.GELU(),
-            nn.Dropout(self.dropout),
+            Dropout(self.dropout),
             nn.Linear(2 * self.width, outcomes * self.width),
         )
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ..datasets.arguments import require_counts, require_numbers
 from ..datasets.errors import InputError
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_other_sizes
 from .token_entry import TokenEntry
@@ -72,7 +73,7 @@ class CrossAttentionFusion(nn.Module):
         self.gist = nn.ModuleDict({name: nn.Linear(self.width, self.width) for name in widths})
         self.factor = nn.ModuleDict({name: nn.Linear(self.width, self.width, bias=False) for name in widths})
         self.pairs = nn.Linear(self.width, self.width)
-        self.drop = nn.Dropout(self.gist_dropout)
+        self.drop = Dropout(self.gist_dropout)
         self.token_norm = nn.LayerNorm(self.width)
         self.blocks = nn.ModuleList([_Block(self.width, self.heads, self.dropout) for _ in range(self.depth)])
 
@@ -118,10 +119,10 @@ class _Block(nn.Module):
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * width, width),
         )
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, state: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         state = state + self.drop(self.read(self.read_norm(state), tokens, mask))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry, presence
@@ -51,7 +52,7 @@ class ExpertFusion(nn.Module):
         return nn.Sequential(
             nn.Linear(self.width * len(self.widths), self.width),
             nn.GELU(),
-            nn.Dropout(self.dropout),
+            Dropout(self.dropout),
             nn.Linear(self.width, self.outcomes * self.width),
         )
 

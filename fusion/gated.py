@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry
@@ -38,7 +39,7 @@ class GatedFusion(nn.Module):
         refuse_other_sizes(self, widths, outcomes)
         self.widths, self.outcomes = dict(widths), outcomes
         self.entry = GistEntry(widths, self.width)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         self.say = nn.ModuleDict({name: nn.Linear(self.width, outcomes * self.width) for name in widths})
         self.gate = nn.Linear(self.width * len(widths), outcomes * self.width * len(widths))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry, presence
@@ -48,7 +49,7 @@ class LateFusion(nn.Module):
             nn.LayerNorm(self.width),
             nn.Linear(self.width, 2 * self.width),
             nn.GELU(),
-            nn.Dropout(self.dropout),
+            Dropout(self.dropout),
             nn.Linear(2 * self.width, self.outcomes * self.width),
         )
 

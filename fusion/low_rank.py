@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry
@@ -43,7 +44,7 @@ class LowRankFusion(nn.Module):
         refuse_other_sizes(self, widths, outcomes)
         self.widths, self.outcomes = dict(widths), outcomes
         self.entry = GistEntry(widths, self.width)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         # The bias is the weight of the appended 1.
         self.factor = nn.ModuleDict({name: nn.Linear(self.width, self.rank * self.width) for name in widths})
         for factor in self.factor.values():

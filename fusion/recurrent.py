@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from ..encoders.dropout import Dropout
 from ..encoders.tokens import Tokens
 from .state import FusedState, refuse_attention, refuse_other_sizes, require_sizes
 from .token_entry import GistEntry, presence
@@ -42,7 +43,7 @@ class RecurrentFusion(nn.Module):
         self.widths, self.outcomes = dict(widths), outcomes
         self.entry = GistEntry(widths, self.width)
         self.read = nn.LSTMCell(self.width, self.width)
-        self.out = nn.Sequential(nn.Dropout(self.dropout), nn.Linear(self.width, outcomes * self.width))
+        self.out = nn.Sequential(Dropout(self.dropout), nn.Linear(self.width, outcomes * self.width))
 
     def describe(self) -> dict[str, object]:
         return {"width": self.width, "dropout": self.dropout}
