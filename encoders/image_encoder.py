@@ -151,8 +151,8 @@ class ImageEncoder(nn.Module):
         return self.tuning.rates(self.backbone, pretrained=self.pretrained is not False)
 
     def thaw(self, epoch: int | None) -> None:
-        self.tuning.thaw(self.backbone, epoch)
-        self.train(self.training)
+        if self.tuning.thaw(self.backbone, epoch):
+            self.train(self.training)
 
     def recompute(self, on: bool) -> bool:
         # Under a budget they are computed again in any case.

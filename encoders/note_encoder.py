@@ -195,8 +195,8 @@ class NoteEncoder(nn.Module):
         return self.tuning.rates(self.transformer, pretrained=published)
 
     def thaw(self, epoch: int | None) -> None:
-        self.tuning.thaw(self.transformer, epoch)
-        self.train(self.training)
+        if self.tuning.thaw(self.transformer, epoch):
+            self.train(self.training)
 
     def recompute(self, on: bool) -> bool:
         # Under a budget they are computed again in any case.

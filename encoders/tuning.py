@@ -115,16 +115,17 @@ class Tuning:
         elif self.word == "lora":
             _add_adapters(network, int(self.number))
 
-    def thaw(self, network: nn.Module, epoch: int | None) -> None:
-        """Let learn what learns in an epoch; None for everything that ever does."""
+    def thaw(self, network: nn.Module, epoch: int | None) -> bool:
+        """Let learn what learns in an epoch, None for everything that ever does; whether epochs differ in that."""
         if self.word != "gradual":
-            return
+            return False
         depths = layer_depths(network)
         count = max(depths.values()) + 1
         stages = min(STAGES, count)
         learning = stages if epoch is None else epoch // int(self.number)
         for name, weight in network.named_parameters():
             weight.requires_grad_(stages - depths[name] * stages // count <= learning)
+        return True
 
     def rates(self, network: nn.Module, *, pretrained: bool) -> list[tuple[nn.Parameter, float]]:
         """The weights that ever learn, each with its share of the learning rate."""

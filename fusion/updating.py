@@ -76,7 +76,7 @@ def update(loop: Loop, epoch: int, step: int, positions: list[int], batches: lis
         batches: those of this process, as `batches_of` makes them.
     """
     state, settings, accelerator = loop.state, loop.settings, loop.accelerator
-    statistics = [buffer.clone() for buffer in state.model.buffers()]
+    statistics = _statistics(state.model)
     labels = int(loop.samples.known[positions].sum())
     total = _backward(loop, epoch, step, batches, labels, settings.precision)
     if state.parts:
@@ -97,11 +97,11 @@ def update(loop: Loop, epoch: int, step: int, positions: list[int], batches: lis
         state.scaler.update()
     elif math.isfinite(loss) and _overflows(loop, epoch, step, batches, labels):
         # Not the batch's fault: it trains nothing this time, and what follows is scaled by half as much.
-        _restore(state.model, statistics)
+        _restore(statistics)
         state.scaler.update()
     else:
         counted = False
-        _restore(state.model, statistics)
+        _restore(statistics)
         _leave_out(loop, epoch, step, positions)
         # Whatever the scale, it would not be finite.
         state.scaler.update(state.scaler.get_scale())
@@ -115,7 +115,9 @@ def _clip(loop: Loop) -> float:
     state, most = loop.state, loop.settings.clip
     if state.parts:
         return state.parts.clip(loop.accelerator, most)
-    return loop.accelerator.clip_grad_norm_(loop.network.parameters(), most).item()
+    # Those that ever learn, which the rule knows: to look through a frozen network for more takes longer than the rest.
+    learning = [weight for group in state.rule.param_groups for weight in group["params"]]
+    return loop.accelerator.clip_grad_norm_(learning, most).item()
 
 
 def _backward(loop: Loop, epoch: int, step: int, batches: list[Batch], labels: int, precision: str) -> torch.Tensor:
@@ -162,10 +164,16 @@ def _overflows(loop: Loop, epoch: int, step: int, batches: list[Batch], labels: 
     return math.isfinite(norm)
 
 
-def _restore(model: nn.Module, statistics: list[torch.Tensor]) -> None:
+def _statistics(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The statistics of layers that a batch may move, each with a copy; those of what does not learn stay."""
+    moving = (module for module in model.modules() if module.training)
+    return [(buffer, buffer.clone()) for module in moving for buffer in module.buffers(recurse=False)]
+
+
+def _restore(statistics: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Undo what a batch did to the statistics of the layers."""
     with torch.no_grad():
-        for buffer, before in zip(model.buffers(), statistics, strict=True):
+        for buffer, before in statistics:
             buffer.copy_(before)
 
 
