@@ -75,14 +75,14 @@ class _Layer(torch.autograd.Function):
         width = turn.shape[1]
         of_steps, of_enter, of_turn = steps.new_empty(steps.shape), torch.zeros_like(enter), torch.zeros_like(turn)
         of_enter_bias, of_turn_bias = gates.new_zeros(2, 3 * width)
-        of_state = torch.zeros_like(states[0])
+        of_state, room = torch.zeros_like(states[0]), gates.new_empty(_TOGETHER, *gates.shape[1:])
         for end in range(len(steps), 0, -_TOGETHER):
             some = slice(max(0, end - _TOGETHER), end)
             both, (reset, update, new) = gates[some, :, : 2 * width], gates[some].split(width, -1)
             before, entered = states[:-1][some], steps[some].flatten(0, 1)
 
             # By how much the next state is moved by t and, but for n, as much by e.
-            moves = torch.empty_like(gates[some])
+            moves = room[: len(new)]
             by_reset, by_update, by_turned = moves.split(width, -1)
             torch.addcmul(both, both, both, value=-1, out=moves[..., : 2 * width])
             by_update *= before - new
