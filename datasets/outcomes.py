@@ -45,6 +45,10 @@ class OutcomeKind(str):
     def __reduce__(self) -> tuple:
         return OutcomeKind, (str(self), self.classes)
 
+    def describe(self) -> dict[str, object]:
+        """Its arguments, as plain JSON values."""
+        return {"kind": str(self), "classes": list(self.classes)}
+
     @property
     def logits(self) -> int:
         """How many numbers a model gives for this outcome: one, or one a class."""

@@ -6,13 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from .arguments import require_cohort
 from .errors import InputError
 from .words import as_codes
+
+if TYPE_CHECKING:
+    from .cohort import Cohort
 
 
 @dataclass(frozen=True)
@@ -269,3 +273,18 @@ def visible_events(events: pd.DataFrame, samples: pd.DataFrame, history: float |
     microseconds = available[rows]
     microseconds -= np.repeat(predicted, counts)
     return Window(offsets, rows, np.divide(microseconds, 3.6e9, dtype="float64").astype("float32"))
+
+
+def as_far_back(cohort: Cohort, history: float | None) -> Cohort:
+    """The cohort with inputs so many hours back (None for all), as those were that a model was trained on.
+
+    Raises:
+        InputError: it is no cohort.
+    """
+    require_cohort(cohort)
+    if cohort.history == history:
+        return cohort
+    # A copy, whose windows are not drawn yet.
+    cohort = cohort.noted("inputs as far back as in training")
+    cohort.history = history
+    return cohort

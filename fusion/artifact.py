@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
+
 from ..datasets.disk import naming_full_disk
 from ..datasets.errors import InputError
 
@@ -26,6 +28,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 _READ_BY = {"model": "FusionModel.load", "ensemble": "chiasm.fusion.Ensemble.load"}
 """What a user reads a folder with, by its kind."""
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SafetensorError)
+"""What reading a description or weights that were tampered with, or made by another version, has raised."""
 _NAMED = {"kind", "schema", "files"}
 """What a manifest of this version says, besides its own SHA-256."""
 # A scratch folder this old is nobody's any more: to fill one takes minutes.
@@ -34,6 +38,14 @@ _ABANDONED = 3600
 _GRACE = 1.0
 """Seconds within which a folder that is being replaced is there again, which takes milliseconds."""
 _TRIES = 10
+
+
+def undescribed(folder: Path) -> InputError:
+    """What to raise where all files are as they were written, but are no model."""
+    return InputError(
+        f"{folder} is whole, but does not describe a model that this version of chiasm can make. "
+        "Take the folder from a backup, or train again."
+    )
 
 
 class DamagedError(InputError):

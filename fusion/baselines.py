@@ -5,6 +5,7 @@ They stand beside every fused model, on the same patients, so that it is plain w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,19 +23,36 @@ if TYPE_CHECKING:
 READ = ("labs", "static")
 """Tables that the baselines read."""
 _STATISTICS = ("last", "min", "max", "mean", "count")
+_WINDOWS = (6.0, 24.0, 168.0, 720.0)
+"""Hours before the prediction: a shift, a day, a week, a month."""
+# A slope needs times that differ: the sum of their squared distances from their mean, in square hours.
+_APART = 0.5
 
 
 class BaselineFeatures:
     """Last, lowest, highest, mean value and count of each analyte, and the static columns.
 
     Raw values, not scaled ones: boosting does not need scales, and logistic regression gets its own.
+
+    Args:
+        detailed: whether to tell the course of each analyte too: its first value, spread, sum, slope and mean
+            step, since when and until when it was measured, and its level and count in the last hours, days and
+            weeks, of which those count that training series are longer than, and before these.
     """
+
+    def __init__(self, *, detailed: bool = False) -> None:
+        self.detailed = detailed
 
     def fit(self, cohort: Cohort) -> BaselineFeatures:
         """Learn the analytes and the categories from training patients."""
         reader = LabReader()
         reader.fit(cohort)
         self.codes_ = list(reader.codes_)
+        self.windows_: list[float] = []
+        if self.detailed:
+            hours = cohort.window("labs").hours
+            reach = -float(hours.min()) if len(hours) else 0.0
+            self.windows_ = [window for window in _WINDOWS if window < reach]
         self.categories_: dict[str, list[str]] = {}
         self.numbers_: list[str] = []
         if cohort.static is not None:
@@ -44,6 +62,36 @@ class BaselineFeatures:
                 else:
                     self.categories_[column] = sorted(cohort.static[column].dropna().unique())
         return self
+
+    def state(self) -> dict[str, object]:
+        """What was learned, as plain JSON values."""
+        learned = {name: getattr(self, f"{name}_") for name in ("codes", "windows", "numbers", "categories")}
+        return {"detailed": self.detailed, **learned}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, object]) -> BaselineFeatures:
+        """What `state` told of.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: it is no such state.
+        """
+        features = cls(detailed=bool(state["detailed"]))
+        features.codes_ = list(map(str, state["codes"]))
+        features.windows_ = list(map(float, state["windows"]))
+        features.numbers_ = list(map(str, state["numbers"]))
+        features.categories_ = {str(name): list(map(str, seen)) for name, seen in state["categories"].items()}
+        return features
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the features."""
+        facts = [f"{column}={value}" for column, seen in self.categories_.items() for value in seen]
+        return [*self._lab_columns(), *self.numbers_, *facts]
+
+    def _lab_columns(self, part: str = "") -> list[str]:
+        """Names of the features of labs; those alone whose statistic has a word in its name."""
+        statistics = [*_STATISTICS, *(_course_statistics(self.windows_) if self.detailed else ())]
+        return [f"{code} {statistic}" for statistic in statistics if part in statistic for code in self.codes_]
 
     def transform(self, cohort: Cohort) -> pd.DataFrame:
         """One row a sample; missing where nothing was measured, counts 0."""
@@ -61,17 +109,59 @@ class BaselineFeatures:
 
     def _labs(self, cohort: Cohort) -> pd.DataFrame:
         window = cohort.window("labs")
-        columns = [f"{code} {statistic}" for statistic in _STATISTICS for code in self.codes_]
-        table = pd.DataFrame(np.nan, index=range(len(cohort)), columns=columns)
+        table = pd.DataFrame(np.nan, index=range(len(cohort)), columns=self._lab_columns())
         if cohort.labs is not None:
-            events = cohort.labs.iloc[window.rows][["code", "value"]].assign(sample=window.samples)
+            events = cohort.labs.iloc[window.rows][["code", "value"]]
+            events = events.assign(sample=window.samples, hours=window.hours)
             events = events[events["code"].isin(self.codes_)].astype({"value": "float64"})
             # Rows ascend in time, so that the last one of a group is its latest.
-            summary = events.groupby(["code", "sample"])["value"].agg(list(_STATISTICS)).unstack("code")
+            summary = events.groupby(_SERIES)["value"].agg(list(_STATISTICS))
+            if self.detailed:
+                summary = pd.concat([summary, _course(events, self.windows_)], axis=1)
+            summary = summary.unstack("code")
             summary.columns = [f"{code} {statistic}" for statistic, code in summary.columns]
             table.loc[summary.index, summary.columns] = summary
-        counts = [f"{code} count" for code in self.codes_]
-        return table.fillna(dict.fromkeys(counts, 0.0))
+        return table.fillna(dict.fromkeys(self._lab_columns("count"), 0.0))
+
+
+_SERIES = ["code", "sample"]
+
+
+def _course_statistics(windows: Sequence[float]) -> list[str]:
+    """Names of what `_course` gives, in its order."""
+    lately = [f"{statistic} in {window:g} h" for window in windows for statistic in ("mean", "min", "max", "count")]
+    before = [f"{statistic} before {max(windows):g} h" for statistic in ("mean", "min", "max")] if windows else []
+    return ["first", "std", "sum", "slope", "step", "since", "until", *lately, *before]
+
+
+def _course(events: pd.DataFrame, windows: Sequence[float]) -> pd.DataFrame:
+    """How each analyte of each sample went, a row each; blank where there is nothing to tell.
+
+    Args:
+        events: `code`, `sample`, `hours` (relative to the prediction time) and `value`, ascending in time.
+        windows: hours before the prediction, ascending.
+    """
+    series = events.groupby(_SERIES)
+    value, keys = series["value"], [events[name] for name in _SERIES]
+    later = events["hours"] - series["hours"].transform("mean")
+    above = events["value"] - value.transform("mean")
+    apart = later.pow(2).groupby(keys).sum()
+    columns = [
+        value.first(),
+        value.std(),
+        value.sum(),
+        (later * above).groupby(keys).sum() / apart.where(apart >= _APART),
+        value.diff().abs().groupby(keys).mean(),
+        series["hours"].min(),
+        series["hours"].max(),
+    ]
+    for window in windows:
+        lately = events[events["hours"] >= -window].groupby(_SERIES)["value"]
+        columns += [lately.mean(), lately.min(), lately.max(), lately.count()]
+    if windows:
+        before = events[events["hours"] < -max(windows)].groupby(_SERIES)["value"]
+        columns += [before.mean(), before.min(), before.max()]
+    return pd.concat(columns, axis=1, keys=_course_statistics(windows))
 
 
 def boosting(samples: int, seed: int = 0) -> ClassifierMixin:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
 from ..datasets.arguments import as_path
 from ..datasets.errors import InputError
 from .artifact import MANIFEST, new_folder, read_folder
+from .boosted_trees import KIND, BoostedTrees
 from .model import FusionModel
 from .thresholds import told_thresholds
 
@@ -24,23 +26,25 @@ class Ensemble:
     What members learned by chance differs and cancels; what the data say stays.
 
     Args:
-        members: trained models of the same outcomes, at least one.
+        members: trained models of the same outcomes, at least one, and behind them boosted trees, if there are any.
 
     Raises:
         InputError: there is none, one is not trained, or their outcomes or spans of time differ.
 
     Source: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep
     Ensembles, NeurIPS 2017, section 2.4: members differ in their seed alone, and probabilities are
-    averaged. We differ: there are no adversarial samples.
+    averaged. We differ: there are no adversarial samples, and some members may be boosted trees.
     """
 
-    def __init__(self, members: Sequence[FusionModel]) -> None:
+    def __init__(self, members: Sequence[FusionModel | BoostedTrees]) -> None:
         self.members = tuple(members) if isinstance(members, Iterable) else (members,)
         for number, member in enumerate(self.members, 1):
-            if not isinstance(member, FusionModel):
+            if not isinstance(member, (FusionModel, BoostedTrees)):
                 raise InputError(f"Member {number} is a {type(member).__name__}; expected a trained FusionModel.")
         if not self.members:
             raise InputError("The ensemble has no member. Give at least one trained model.")
+        if not isinstance(self.members[0], FusionModel):
+            raise InputError("The ensemble begins with boosted trees. Give at least one FusionModel, in front of them.")
         for number, member in enumerate(self.members, 1):
             if not member.is_built:
                 raise InputError(f"Member {number} is not trained. Train it with fit, or let fit_ensemble do it.")
@@ -48,7 +52,7 @@ class Ensemble:
         self.thresholds_: dict[str, float] = {}
         """By binary outcome: the risk from which a patient counts as positive, chosen on validation patients."""
 
-    def _refuse_another_task(self, number: int, member: FusionModel) -> None:
+    def _refuse_another_task(self, number: int, member: FusionModel | BoostedTrees) -> None:
         first = self.members[0]
         if _kinds(member) != _kinds(first):
             raise InputError(
@@ -110,12 +114,12 @@ class Ensemble:
     def _loaded(cls, folder: Path) -> Ensemble:
         try:
             told = json.loads((folder / "ensemble.json").read_text())
-            descriptions = list(told["members"])
+            kinds = [BoostedTrees if own.get("kind") == KIND else FusionModel for own in told["members"]]
             thresholds = {name: float(value) for name, value in told["thresholds"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder} is whole, but does not describe an ensemble. Train it again.") from error
-        members = [FusionModel.described(own, folder / _weights_of(i)) for i, own in enumerate(descriptions)]
-        ensemble = cls(members)
+        described = enumerate(zip(kinds, told["members"], strict=True))
+        ensemble = cls([kind.described(own, folder / _weights_of(place)) for place, (kind, own) in described])
         ensemble.thresholds_ = thresholds
         return ensemble
 
@@ -135,7 +139,8 @@ def load_trained(folder: str | Path) -> FusionModel | Ensemble:
     trained = Ensemble.load(folder) if is_ensemble else FusionModel.load(folder)
     if torch.cuda.is_available():
         for member in trained.members if is_ensemble else (trained,):
-            member.to("cuda")
+            if isinstance(member, nn.Module):
+                member.to("cuda")
     return trained
 
 
@@ -143,9 +148,9 @@ def _weights_of(number: int) -> str:
     return f"weights-{number}.safetensors"
 
 
-def _kinds(member: FusionModel) -> list[tuple[str, str, tuple[str, ...]]]:
+def _kinds(member: FusionModel | BoostedTrees) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(name, str(kind), tuple(kind.classes)) for name, kind in member.outcomes.items()]
 
 
-def _told(member: FusionModel) -> str:
+def _told(member: FusionModel | BoostedTrees) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in member.outcomes.items())

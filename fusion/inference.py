@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..datasets.arguments import require_whole
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import BucketedBatches
+from .boosted_trees import BoostedTrees
 from .ensemble import Ensemble
 from .frozen_tokens import Samples, encode_once
 from .model import FusionModel, withhold
@@ -24,12 +25,12 @@ NOTHING_KNOWN = "refused: nothing that the model reads was known before the pred
 NOT_FINITE = "refused: the computed risk is not finite"
 
 
-def predict(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
+def predict(model: FusionModel | BoostedTrees | Ensemble, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
     """The risk of every sample, or the reason why there is none.
 
     Args:
         model: trained with `fit` or read with `FusionModel.load`; or an ensemble, whose risk is the
-            mean of its members'.
+            mean of its members', or one of these.
         cohort: the samples; outcomes are not needed and not looked at. They are seen as far back as
             the training patients were, whatever the cohort's own `history`.
         batch_size: samples that go through the network together; no result depends on it.
@@ -46,34 +47,46 @@ def predict(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 
     """
     if isinstance(model, Ensemble):
         return model.mean([predict(member, cohort, batch_size=batch_size) for member in model.members])
+    if isinstance(model, BoostedTrees):
+        values, empty = model.risks(cohort), _nothing_known(model.present(cohort))
+        return _risk_table(cohort.outcomes, tuple(model.outcomes), values, empty)
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
     values = infer(model, samples, batch_size=batch_size)
-    status = _status(samples, np.isfinite(values))
-    columns = model.heads.columns
-    risks = pd.DataFrame(
-        {
-            **named_rows(samples, columns),
-            "risk": np.where(status == "ok", values, np.nan).ravel(),
-            "status": status.ravel(),
-        }
-    )
-    risks = risks.astype({"outcome": "str", "status": "str"})
+    risks = _risk_table(samples.keys, model.heads.columns, values, samples.empty)
     risks.attrs["remarks"] = list(samples.remarks)
     risks.attrs["thresholds"] = told_thresholds(model.thresholds_)
     return risks
 
 
-def named_rows(samples: Samples, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """What the rows of a table of risks are of, one a sample and column of it."""
-    keys = {name: key.repeat(len(columns)).to_numpy() for name, key in samples.keys.items()}
-    return {**keys, "outcome": np.tile(columns, len(samples))}
+def _risk_table(keys: pd.DataFrame, columns: Sequence[str], values: np.ndarray, empty: np.ndarray) -> pd.DataFrame:
+    """Risks `[sample, column]` as users see them, blank where they are refused."""
+    status = _status(np.isfinite(values), empty)
+    risk = np.where(status == "ok", values, np.nan)
+    table = pd.DataFrame({**named_rows(keys, columns), "risk": risk.ravel(), "status": status.ravel()})
+    return table.astype({"outcome": "str", "status": "str"})
 
 
-def _status(samples: Samples, finite: np.ndarray) -> np.ndarray:
+def named_rows(keys: pd.DataFrame, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the rows of a table of risks are of, one a sample and column of it.
+
+    Args:
+        keys: `subject_id` and `prediction_time` of the samples.
+        columns: of the risks.
+    """
+    own = {name: keys[name].repeat(len(columns)).to_numpy() for name in ("subject_id", "prediction_time")}
+    return {**own, "outcome": np.tile(columns, len(keys))}
+
+
+def _nothing_known(present: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Bool `[sample]`: who has no modality at all."""
+    return ~np.stack(list(present.values())).any(0)
+
+
+def _status(finite: np.ndarray, empty: np.ndarray) -> np.ndarray:
     """Text `[sample, column]`: "ok", or why there is no risk."""
     status = np.where(finite, "ok", NOT_FINITE).astype(object)
-    status[samples.empty] = NOTHING_KNOWN
+    status[empty] = NOTHING_KNOWN
     return status
 
 
@@ -121,7 +134,9 @@ def require_trained(model: FusionModel) -> None:
         raise InputError("The model is not trained. Train it with fit, or read one with FusionModel.load.")
 
 
-def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: int = 64) -> pd.DataFrame:
+def contributions(
+    model: FusionModel | BoostedTrees | Ensemble, cohort: Cohort, *, batch_size: int = 64
+) -> pd.DataFrame:
     """How much each modality moved each patient's risk, by exact Shapley values.
 
     A modality's value is the change of the risk when it is added, averaged over all orders in which
@@ -153,29 +168,52 @@ def contributions(model: FusionModel | Ensemble, cohort: Cohort, *, batch_size: 
             )
         # Shapley values of a mean are the means of Shapley values.
         return model.mean([contributions(member, cohort, batch_size=batch_size) for member in model.members])
+    subsets = range(2 ** len(model.modalities))
+    if isinstance(model, BoostedTrees):
+        worth = np.stack([model.risks(_without(cohort, model.modalities, subset)) for subset in subsets])
+        return _shapley(cohort.outcomes, tuple(model.outcomes), worth, model.present(cohort))
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
-    names = model.modalities
-    subsets = np.arange(2 ** len(names))
-    worth = worth_of_subsets(model, samples, subsets.tolist(), batch_size)
-    status = _status(samples, np.isfinite(worth).all(0))
+    worth = worth_of_subsets(model, samples, subsets, batch_size)
+    present = {name: samples.parts[name].counts > 0 for name in model.modalities}
+    return _shapley(samples.keys, model.heads.columns, worth, present)
+
+
+def _without(cohort: Cohort, modalities: Sequence[str], subset: int) -> Cohort:
+    """The cohort with the tables of a subset of the modalities alone, a bit each."""
+    gone = {name: None for place, name in enumerate(modalities) if not subset >> place & 1}
+    return cohort.with_tables("a subset of the modalities", **gone)
+
+
+def _shapley(
+    keys: pd.DataFrame, columns: Sequence[str], worth: np.ndarray, present: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """The table that `contributions` gives.
+
+    Args:
+        keys: of the samples.
+        columns: of the risks.
+        worth: risks `[subset, sample, column]`; a subset is a number with a bit a modality.
+        present: who has which modality, in the order of the bits.
+    """
+    status = _status(np.isfinite(worth).all(0), _nothing_known(present))
     worth = np.where(status == "ok", worth, np.nan)
-    columns = model.heads.columns
+    subsets = np.arange(len(worth))
     frames = []
-    for place, name in enumerate(names):
+    for place, (name, there) in enumerate(present.items()):
         without = subsets[(subsets >> place) & 1 == 0]
         sizes = np.array([int(s).bit_count() for s in without])
-        orders = [math.factorial(s) * math.factorial(len(names) - s - 1) for s in sizes]
-        weight = np.array(orders) / math.factorial(len(names))
+        orders = [math.factorial(s) * math.factorial(len(present) - s - 1) for s in sizes]
+        weight = np.array(orders) / math.factorial(len(present))
         gain = worth[without | (1 << place)] - worth[without]
         frames.append(
             pd.DataFrame(
                 {
-                    **named_rows(samples, columns),
+                    **named_rows(keys, columns),
                     "baseline": worth[0].ravel(),
                     "risk": worth[-1].ravel(),
                     "modality": name,
-                    "present": np.repeat(np.diff(samples.parts[name].offsets) > 0, len(columns)),
+                    "present": np.repeat(there, len(columns)),
                     "contribution": np.tensordot(weight, gain, 1).ravel(),
                     "status": status.ravel(),
                 }
@@ -206,5 +244,5 @@ def worth_of_subsets(model: FusionModel, samples: Samples, subsets: Sequence[int
 def choose_thresholds(model: FusionModel, samples: Samples) -> dict[str, float]:
     """By binary outcome, the threshold that maximises F1 of the risks that are not refused."""
     values = infer(model, samples)
-    risks = np.where(_status(samples, np.isfinite(values)) == "ok", values, np.nan)
+    risks = np.where(_status(np.isfinite(values), samples.empty) == "ok", values, np.nan)
     return chosen_thresholds(risks, model.heads.columns, model.outcomes, samples.outcomes, samples.known)

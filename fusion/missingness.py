@@ -51,7 +51,7 @@ def risks_without(model: FusionModel, cohort: Cohort, *, batch_size: int = 64) -
         present = np.diff(samples.parts[name].offsets) > 0
         tables[name] = pd.DataFrame(
             {
-                **named_rows(samples, columns),
+                **named_rows(samples.keys, columns),
                 "risk": np.where(np.isfinite(risk), risk, np.nan),
                 "status": np.where(np.isfinite(risk), "ok", NOT_FINITE),
                 "present": present.repeat(len(columns)),

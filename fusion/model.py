@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,9 +19,10 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.outcomes import OutcomeKind
 from ..datasets.prepared import Packed, PreparedSamples, Reader, prepare
+from ..datasets.windows import as_far_back
 from ..encoders import Encoder, ImageEncoder, LabEncoder, NoteEncoder, StaticEncoder, Tokens
 from ..encoders.budget import has_budget, tell_shortened
-from .artifact import new_folder, read_folder
+from .artifact import MALFORMED, new_folder, read_folder, undescribed
 from .bottleneck import BottleneckFusion
 from .concatenation import ConcatenationFusion
 from .cross_attention import CrossAttentionFusion
@@ -37,8 +37,6 @@ from .weight_limit import limited_weights
 
 MODALITIES = ("image", "labs", "notes", "static")
 _ENCODERS = {"image": ImageEncoder, "labs": LabEncoder, "notes": NoteEncoder, "static": StaticEncoder}
-# What reading a description or weights that were tampered with, or made by another version, has raised.
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SafetensorError)
 FUSIONS = {
     "cross-attention": CrossAttentionFusion,
     "concatenation": ConcatenationFusion,
@@ -186,13 +184,7 @@ class FusionModel(nn.Module):
 
     def as_seen(self, cohort: Cohort) -> Cohort:
         """The cohort with inputs as far back as the model was trained to look."""
-        require_cohort(cohort)
-        if cohort.history == self.history_:
-            return cohort
-        # A copy, whose windows are not drawn yet.
-        cohort = cohort.noted("inputs as far back as in training")
-        cohort.history = self.history_
-        return cohort
+        return as_far_back(cohort, self.history_)
 
     def _remarked(self, name: str, packed: Packed) -> Packed:
         """One modality of all samples, with a remark on what its encoder does not read in detail."""
@@ -290,9 +282,7 @@ class FusionModel(nn.Module):
         return {
             "encoders": {name: encoder.describe() for name, encoder in self.encoders.items()},
             "fusion": {"kind": kinds[type(self.fusion)], "settings": self.fusion.describe()},
-            "outcomes": {
-                name: {"kind": str(kind), "classes": list(kind.classes)} for name, kind in self.outcomes.items()
-            },
+            "outcomes": {name: kind.describe() for name, kind in self.outcomes.items()},
             "modality_dropout": self.modality_dropout,
             "auxiliary": self.auxiliary,
             "label_smoothing": self.label_smoothing,
@@ -314,7 +304,7 @@ class FusionModel(nn.Module):
         try:
             description = json.loads((folder / "model.json").read_text())
         except ValueError as error:
-            raise _undescribed(folder) from error
+            raise undescribed(folder) from error
         return cls.described(description, folder / "weights.safetensors")
 
     @classmethod
@@ -326,10 +316,10 @@ class FusionModel(nn.Module):
         """
         try:
             return cls._rebuilt(description, weights).eval()
-        except _MALFORMED as error:
+        except MALFORMED as error:
             if isinstance(error, InputError):
                 raise
-            raise _undescribed(weights.parent) from error
+            raise undescribed(weights.parent) from error
 
     @classmethod
     def _rebuilt(cls, description: Mapping[str, Mapping], weights: Path) -> FusionModel:
@@ -352,13 +342,6 @@ class FusionModel(nn.Module):
         if model.history_ is not None and not 0 < model.history_ < math.inf:
             raise ValueError("history is no number of hours")
         return model
-
-
-def _undescribed(folder: Path) -> InputError:
-    return InputError(
-        f"{folder} is whole, but does not describe a model that this version of chiasm can make. "
-        "Take the folder from a backup, or train again."
-    )
 
 
 def _as_kind(name: str, kind: str) -> OutcomeKind:

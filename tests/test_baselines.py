@@ -47,6 +47,38 @@ def test_a_patient_without_labs_has_missing_values_and_a_count_of_zero():
     assert (table.loc[without, "lactate count"] == 0).all()
 
 
+def test_detailed_features_tell_the_course_of_an_analyte():
+    outcomes = pd.DataFrame({"subject_id": ["a", "b"], "prediction_time": DAY, "died": [0, 1]})
+    hours, values = [30.0, 26.0, 20.0, 4.0, 2.0], [1.0, 3.0, 2.0, 5.0, 4.0]
+    labs = pd.DataFrame({"time": DAY - pd.to_timedelta(hours, unit="h"), "code": "lactate", "value": values})
+    # Codes that fewer than five patients have are not read; the second patient has one measurement.
+    one = labs.tail(1)
+    cohort = Cohort(
+        pd.concat([outcomes.assign(subject_id=[f"{k}a", f"{k}b"]) for k in range(5)]),
+        labs=pd.concat(
+            [part.assign(subject_id=f"{k}{own}") for k in range(5) for own, part in (("a", labs), ("b", one))]
+        ),
+    )
+    features = BaselineFeatures(detailed=True).fit(cohort)
+    table = features.transform(cohort)
+    told = {name.removeprefix("lactate "): value for name, value in table.iloc[0].items()}
+    # 30 hours are longer than a shift and a day, and shorter than a week.
+    expected = {
+        "last min max mean count": (4, 1, 5, 3, 5),
+        "first std sum step": (1, np.std(values, ddof=1), 15, (2 + 1 + 3 + 1) / 4),
+        "since until slope": (-30, -2, -np.polyfit(hours, values, 1)[0]),
+    }
+    expected = {
+        name: own for names, all_of in expected.items() for name, own in zip(names.split(), all_of, strict=True)
+    }
+    for when, level in (("in 6 h", (4.5, 4, 5, 2)), ("in 24 h", (11 / 3, 2, 5, 3)), ("before 24 h", (2, 1, 3))):
+        expected |= {f"{name} {when}": own for name, own in zip(("mean", "min", "max", "count"), level, strict=False)}
+    assert told == pytest.approx(expected)
+    single = table.iloc[1]
+    assert single[["lactate std", "lactate slope", "lactate step", "lactate mean before 24 h"]].isna().all()
+    assert list(table.columns) == features.columns == BaselineFeatures.restored(features.state()).columns
+
+
 @pytest.mark.parametrize("kind", BASELINES)
 def test_a_baseline_finds_a_plain_signal(kind):
     train, test = cohort_of(200, seed=1), cohort_of(100, seed=2)

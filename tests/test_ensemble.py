@@ -19,6 +19,7 @@ from chiasm.fusion import (
     predict,
 )
 from chiasm.fusion.ensemble import load_trained
+from chiasm.fusion.metrics import best_threshold
 
 TRAINING = {"epochs": 2, "batch_size": 16, "progress": False}
 
@@ -141,6 +142,10 @@ def test_members_of_different_outcomes_or_spans_are_refused(parts, trained):
     ("wrong", "match"),
     [
         ({"members": 0}, "members is 0"),
+        ({"valid": 0.0}, r"valid is 0\.0; expected a cohort, or a share of the patients"),
+        ({"valid": 0.6}, r"valid is 0\.6; expected a cohort, or a share of the patients"),
+        ({"valid": float("nan")}, "valid"),
+        ({"valid": "a tenth"}, "valid"),
         ({"seed": 2**32 - 1}, "seed is 4294967295"),
         ({"training": {"seed": 1}}, "training= gives seed"),
         ({"training": {"valid": None}}, "training= gives valid"),
@@ -150,7 +155,32 @@ def test_members_of_different_outcomes_or_spans_are_refused(parts, trained):
 )
 def test_what_cannot_be_trained_is_refused(parts, wrong, match):
     with pytest.raises(InputError, match=match):
-        fit_ensemble(make_model, *parts[:2], **{"members": 2} | wrong)
+        fit_ensemble(make_model, **{"train": parts[0], "valid": parts[1], "members": 2} | wrong)
+
+
+def test_members_that_hold_out_others_each_learn_from_all_together(parts, tmp_path):
+    everyone, test = parts[0], parts[2]
+    given = {"members": 3, "boosted": 1, "seed": 5, "training": TRAINING}
+    ensemble, _ = fit_ensemble(make_model, everyone, 1 / 3, **given, out=tmp_path)
+    folds = list(everyone.folds(3, seed=5))
+    seen = [set(train.outcomes["subject_id"]) for train, _ in folds]
+    assert set.union(*seen) == set(everyone.outcomes["subject_id"])
+
+    alone = make_model()
+    fit(alone, *folds[1], seed=6, **TRAINING)
+    assert np.array_equal(predict(alone, test)["risk"], predict(ensemble.members[1], test)["risk"])
+    # Each speaks of those whom it did not see.
+    risks = [predict(member, own)["risk"] for member, (_, own) in zip(ensemble.members, folds, strict=True)]
+    labels = np.concatenate([own.outcomes["died"] for _, own in folds])
+    assert ensemble.thresholds_["died"] == best_threshold(np.concatenate(risks), labels)
+
+    # More members than parts: the third holds out those whom the first did.
+    again, _ = fit_ensemble(make_model, everyone, 0.5, **given | {"boosted": 0})
+    halves = list(everyone.folds(2, seed=5))
+    joint = np.mean([predict(again.members[place], halves[0][1])["risk"] for place in (0, 2)], 0)
+    risks = [joint, predict(again.members[1], halves[1][1])["risk"]]
+    labels = np.concatenate([own.outcomes["died"] for _, own in halves])
+    assert again.thresholds_["died"] == best_threshold(np.concatenate(risks), labels)
 
 
 def test_a_model_that_was_trained_before_is_no_new_member(parts, trained):
