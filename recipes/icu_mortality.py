@@ -52,6 +52,12 @@ class Settings:
     want more dropout (0.4, and 0.6 of the summary) and fewer epochs (8)."""
     members: int = 1
     """Models that are trained, with seeds that follow each other, and predict together."""
+    boosted: float = 0.4
+    """Share of an ensemble's members, rounded down, that are gradient boosting on detailed summaries in place of
+    networks. Its first member is a network, whatever the share."""
+    rotating: bool = True
+    """Whether each member of an ensemble is validated on other stays and learns from the rest, so that together they
+    learn from all that are for training and tuning. Not with `split_file`, which says who is for tuning alone."""
     seed: int = 0
 
 
@@ -99,6 +105,11 @@ def _division(data: Path, letter: str, settings: Settings) -> pd.DataFrame:
 
 def divide(cohort: Cohort, settings: Settings) -> tuple[Cohort, Cohort, Cohort]:
     """Training, tuning and held-out stays."""
+    if settings.split_file and settings.rotating and settings.members > 1:
+        raise InputError(
+            "split_file says who is for tuning alone, and members of an ensemble would be trained on them in turn. Set "
+            "rotating=false as well."
+        )
     if not settings.split_file and set(settings.train_sets) & set(settings.test_sets):
         raise InputError("A set stands in both train_sets and test_sets. A stay is for one of them.")
     return cohort.split_by_table()

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..datasets.arguments import require_cohort, require_whole
+from ..datasets.arguments import require_cohort, require_numbers, require_whole
 from ..datasets.errors import InputError
 from ..fusion.settings import LARGEST_SEED
 
@@ -116,6 +116,16 @@ class Recipe:
         """How many models are trained to predict together."""
         return getattr(self.settings, "members", 1)
 
+    @property
+    def ensemble(self) -> dict[str, int]:
+        """How many these are, and how many of them are boosted trees, as `fit_ensemble` takes it."""
+        return {"members": self.members, "boosted": int(self.members * getattr(self.settings, "boosted", 0.0))}
+
+    @property
+    def rotates(self) -> bool:
+        """Whether each of them is validated on other patients."""
+        return self.members > 1 and getattr(self.settings, "rotating", False)
+
     def divide(self, cohort: Cohort) -> tuple[Cohort, Cohort, Cohort]:
         """Training, validation and held-out patients."""
         parts = self._asked("divide", cohort)
@@ -126,6 +136,24 @@ class Recipe:
                 "such as cohort.split((0.7, 0.1, 0.2))."
             )
         return tuple(map(_as_cohort, parts))
+
+    def development(self, cohort: Cohort, train: Cohort, valid: Cohort) -> Cohort:
+        """The training and the validation patients of a cohort as one.
+
+        Raises:
+            InputError: `divide` makes other samples.
+        """
+        import pandas as pd
+
+        samples, *parts = (part.outcomes[["subject_id", "prediction_time"]] for part in (cohort, train, valid))
+        wanted = pd.MultiIndex.from_frame(pd.concat(parts))
+        chosen = pd.MultiIndex.from_frame(samples).isin(wanted)
+        if chosen.sum() != len(wanted):
+            raise InputError(
+                f"The recipe {self.name} divides {len(wanted)} samples into training and validation, of which its read "
+                f"gives {int(chosen.sum())}. Let divide choose among the samples that read gives."
+            )
+        return cohort.keep(chosen, why="training and validation patients")
 
     def model(self, cohort: Cohort) -> FusionModel:
         """The model, not yet trained."""
@@ -214,6 +242,10 @@ def load_recipe(
     settings = _made_settings(name, module.Settings, values)
     for own in known & set(_WHOLE):
         require_whole(own, getattr(settings, own), **_WHOLE[own])
+    boosted = getattr(settings, "boosted", 0.0)
+    require_numbers(boosted=boosted)
+    if not 0 <= boosted < 1:
+        raise InputError(f"boosted is {boosted}; expected a share of the members, from 0 to below 1.")
     recipe = Recipe(name, module, settings, store)
     if recipe.is_cross_validated and not (hasattr(module, "sources") and {"folds", "repeats"} <= known):
         raise InputError(

@@ -100,10 +100,12 @@ class Run:
             if not earlier:
                 self._write(data, cohort, parts)
 
+        if self.recipe.rotates:
+            say("of train and valid together, each member holds out others for its validation")
+            train, valid = self.recipe.development(cohort, train, valid), len(valid) / (len(train) + len(valid))
         model, histories = self._fit(train, valid, on_start)
         tell(histories)
-        skipped = sum(len(history.skipped) for history in histories)
-        if skipped:
+        if skipped := sum(len(history.skipped) for history in histories):
             say(f"note: {skipped} batches were left out, since their loss or gradient was not finite: skipped.jsonl")
         for history in histories:
             done = history.epochs[history.best_epoch - 1]
@@ -112,7 +114,7 @@ class Run:
         return model, histories
 
     def _fit(
-        self, train: Cohort, valid: Cohort, on_start: Callable[[History], None]
+        self, train: Cohort, valid: Cohort | float, on_start: Callable[[History], None]
     ) -> tuple[FusionModel | Ensemble, list[History]]:
         """One model, or as many as the recipe's setting `members` says, as an ensemble."""
         from ..fusion import fit, fit_ensemble
@@ -125,7 +127,7 @@ class Run:
             lambda: self.recipe.model(train),
             train,
             valid,
-            members=self.recipe.members,
+            **self.recipe.ensemble,
             seed=training.pop("seed", 0),
             training=training,
             out=self.folder,

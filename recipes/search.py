@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ..datasets.errors import InputError
 from ..datasets.fingerprints import hash_tables
@@ -33,7 +32,6 @@ PAUSE_S = 1.0
 """Seconds between looks at what other workers do, while there is nothing to begin."""
 RESAMPLES = 200
 """Of patients, for the interval of a score; drawn for trials that are the best so far."""
-_KEY = ["subject_id", "prediction_time"]
 
 
 @dataclass(frozen=True)
@@ -112,14 +110,7 @@ def development(recipe: Recipe, data: Path, searched: Searched) -> Cohort:
             f"{deciding[0]} decides who is in the cohort or what is read of them, so trials with other values would "
             f"not be of the same patients and data. Give it by --set {deciding[0]}=VALUE, and search the others."
         )
-    wanted = pd.MultiIndex.from_frame(pd.concat([train.outcomes[_KEY], valid.outcomes[_KEY]]))
-    chosen = pd.MultiIndex.from_frame(cohort.outcomes[_KEY]).isin(wanted)
-    if chosen.sum() != len(wanted):
-        raise InputError(
-            f"The recipe {recipe.name} divides {len(wanted)} samples into training and validation, of which its read "
-            f"gives {int(chosen.sum())}. Let divide choose among the samples that read gives."
-        )
-    return cohort.keep(chosen, why="training and validation patients")
+    return recipe.development(cohort, train, valid)
 
 
 def _watched(settings: object) -> tuple[object, set[str]]:

@@ -93,6 +93,17 @@ def test_icu_mortality_follows_a_split_file(tmp_path):
     assert [len(part) for part in parts] == [12, 6, 6]
 
 
+def test_icu_mortality_trains_on_no_stay_that_a_split_file_has_for_tuning(tmp_path):
+    physionet(tmp_path / "data")
+    words = ["train"] * 12 + ["tuning"] * 6 + ["held_out"] * 6
+    pd.DataFrame({"subject_id": range(1, 25), "split": words}).to_csv(tmp_path / "split.csv", index=False)
+    settings = [f"split_file={tmp_path / 'split.csv'}", "members=2"]
+    recipe = load_recipe("icu-mortality", settings)
+    with pytest.raises(InputError, match=r"split_file says who is for tuning alone.* Set rotating=false"):
+        recipe.divide(recipe.read(tmp_path / "data"))
+    assert not load_recipe("icu-mortality", [*settings, "rotating=false"]).rotates
+
+
 def test_icu_mortality_refuses_a_set_that_is_for_both(tmp_path):
     physionet(tmp_path / "data")
     recipe = load_recipe("icu-mortality", ["train_sets=a", "test_sets=a,b"])

@@ -42,6 +42,8 @@ class Settings:
     folds: int = 2
     repeats: int = 2
     members: int = 1
+    boosted: float = 0.0
+    rotating: bool = False
     seed: int = 0
 
 
@@ -144,6 +146,23 @@ def test_a_run_of_several_members_is_trained_gone_on_with_evaluated_and_used_as_
     out = tmp_path / "risks.csv"
     assert chiasm("predict", tmp_path / "run", "--data", tables, "--recipe", recipe, "--out", out) == 0
     assert len(pd.read_csv(out)) == 48
+
+
+def test_of_a_runs_members_a_share_are_boosted_trees(recipe, tables, tmp_path, capsys):
+    settings = [f"--set={own}" for own in ("members=3", "boosted=0.4", "epochs=1", "use_labs=false", "rotating=true")]
+    words = ("train", recipe, "--data", tables, "--out", tmp_path / "run", *settings)
+    assert chiasm(*words) == 0
+    out = capsys.readouterr().out
+    assert out.count("best epoch") == 2
+    assert "each member holds out others for its validation" in out
+    assert chiasm(*words) == 0
+    assert "it goes on where it was stopped" in capsys.readouterr().out
+    described = json.loads((tmp_path / "run" / "model" / "ensemble.json").read_text())["members"]
+    assert [own.get("kind") for own in described] == [None, None, "boosted trees"]
+    assert chiasm("evaluate", tmp_path / "run", "--data", tables, "--recipe", recipe, "--resamples", 0) == 0
+    capsys.readouterr()
+    assert chiasm("train", recipe, "--data", tables, "--out", tmp_path / "other", "--set", "boosted=1") == 2
+    assert "boosted is 1.0; expected a share of the members" in told(capsys)
 
 
 # Nobody is evaluated on who was trained on
@@ -359,16 +378,16 @@ BROKEN = {
     "read raises": (
         "    cohort = Cohort.read(",
         "    {}['x']\n    cohort = Cohort.read(",
-        "line 27: KeyError: 'x'. Mend",
+        "line 29: KeyError: 'x'. Mend",
     ),
     "read gives nothing": ("def read(data, settings):", "def read(data, settings):\n    return", "came as a NoneType"),
     "two parts": ("(0.5, 0.25, 0.25)", "(0.5, 0.5)", "gives 2 parts; expected training, validation and held-out"),
     "no parts": ("    return cohort.split(", "    cohort.split(", "divide of the recipe .* gives a NoneType"),
-    "model raises": ("    labs = LabEncoder(8", "    1 / 0\n    labs = LabEncoder(8", "line 37: ZeroDivisionError"),
+    "model raises": ("    labs = LabEncoder(8", "    1 / 0\n    labs = LabEncoder(8", "line 39: ZeroDivisionError"),
     "read ends the program": (
         "    cohort = Cohort.read(",
         "    raise SystemExit(3)\n    cohort = Cohort.read(",
-        "line 27: SystemExit: 3. Mend",
+        "line 29: SystemExit: 3. Mend",
     ),
     "model gives nothing": ("    return FusionModel(", "    FusionModel(", "model is a NoneType; expected a Fusion"),
     "training gives nothing": ("    return {", "    {", "training of the recipe .* gives a NoneType; expected a dict"),
@@ -376,7 +395,7 @@ BROKEN = {
     "training has a folder": ('"progress": False', '"out": "x"', "gives 'out', which is no argument of fit that a"),
     "no dataclass": ("@dataclass(frozen=True)\n", "", r"is no dataclass\. Write @dataclass"),
     "no default": ("history: float | None = 24", "history: float | None", "The setting history .* --set history="),
-    "settings raise": ("    seed: int = 0\n", f"    seed: int = 0\n{POST_INIT}", "line 26: ValueError"),
+    "settings raise": ("    seed: int = 0\n", f"    seed: int = 0\n{POST_INIT}", "line 28: ValueError"),
 }
 
 
