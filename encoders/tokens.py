@@ -26,20 +26,6 @@ def time_features(hours: Float[Tensor, "batch token"]) -> Float[Tensor, "batch t
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Real tokens of a batch, one a row, sorted by patient."""
-
-    values: Float[Tensor, "row width"]
-    patient: Int[Tensor, " row"]
-    place: Int[Tensor, " row"]
-    """Number of the token among its patient's, from 0."""
-
-    def padded(self, shape: torch.Size, values: Float[Tensor, "row width"]) -> Float[Tensor, "batch token width"]:
-        """What was made of the rows, where they stand in a batch of so many patients and tokens; 0 elsewhere."""
-        return values.new_zeros(*shape, values.shape[-1]).index_put((self.patient, self.place), values)
-
-
-@dataclass(frozen=True)
 class Tokens:
     """One modality of a batch, as tokens padded to the patient who has most.
 
@@ -47,8 +33,7 @@ class Tokens:
     for absence is learned, by the fusion head.
     """
 
-    given: Float[Tensor, "batch token width"] | Rows
-    """As they are, or only those that are real, which are padded when they are needed so."""
+    values: Float[Tensor, "batch token width"]
     mask: Bool[Tensor, "batch token"]
     """True = real. Values under False mean nothing."""
     hours: Float[Tensor, "batch token"]
@@ -58,25 +43,12 @@ class Tokens:
     nothing for a patient without a real token."""
 
     @cached_property
-    def values(self) -> Float[Tensor, "batch token width"]:
-        """The tokens with their padding."""
-        rows = self.given
-        return rows.padded(self.mask.shape, rows.values) if isinstance(rows, Rows) else rows
-
-    @cached_property
     def gist(self) -> Float[Tensor, "batch width"]:
         """The summary, or else the mean of the real tokens; 0 for a patient who has none."""
+        real = self.mask[..., None]
         if self.summary is not None:
-            return torch.where(self.mask.any(1, keepdim=True), self.summary, 0.0)
-        count, rows = self.mask.sum(1, keepdim=True).clamp(min=1), self.given
-        # On a GPU, rows would be added up in another order each time.
-        if not isinstance(rows, Rows) or self.mask.device.type != "cpu":
-            return torch.where(self.mask[..., None], self.values, 0.0).sum(1) / count
-        # Those under the mask go to a patient who is none.
-        patient = torch.where(self._real(rows), rows.patient, len(count))
-        total = rows.values.new_zeros(len(count) + 1, rows.values.shape[-1], dtype=torch.float32)
-        total = total.index_add(0, patient, rows.values.float())[:-1]
-        return (total / count).to(rows.values.dtype)
+            return torch.where(real.any(1), self.summary, 0.0)
+        return torch.where(real, self.values, 0.0).sum(1) / real.sum(1).clamp(min=1)
 
     def of(self, kept: Bool[Tensor, " batch"]) -> Tokens:
         """The same, as if all other patients lacked the modality."""
@@ -84,18 +56,14 @@ class Tokens:
         return replace(self, mask=self.mask & kept[:, None], summary=self.gist)
 
     def each(self, network: Callable[[Tensor], Tensor]) -> Float[Tensor, "batch token width"]:
-        """What a network makes of each token by itself; under the mask it means nothing, but is finite.
-
-        Padding of rows is not computed with: where one patient of a batch has three images, it is most of the batch.
-        """
-        rows = self.given
+        """What a network makes of each token by itself; under the mask it means nothing, but is finite."""
+        # Where one patient of a batch has three images, most of it is padding, which is not computed with; a GPU does
+        # so sooner than it tells where the real tokens are.
+        if self.mask.device.type == "cpu":
+            real = network(self.values[self.mask])
+            return real.new_zeros(*self.mask.shape, real.shape[-1]).index_put((self.mask,), real)
         # Under a mask anything may stand, even NaN: it is cleared before anything is computed.
-        if not isinstance(rows, Rows):
-            return network(torch.where(self.mask[..., None], rows, 0.0))
-        return rows.padded(self.mask.shape, network(torch.where(self._real(rows)[:, None], rows.values, 0.0)))
-
-    def _real(self, rows: Rows) -> Bool[Tensor, " row"]:
-        return self.mask[rows.patient, rows.place]
+        return network(torch.where(self.mask[..., None], self.values, 0.0))
 
 
 class Encoded(NamedTuple):
@@ -126,15 +94,16 @@ def gather_tokens(
     counts = patient.new_zeros(patients).index_add(0, patient, torch.ones_like(patient))
     longest = int(counts.max()) if len(patient) else 0
     place = torch.arange(len(patient), device=patient.device) - (counts.cumsum(0) - counts)[patient]
+    padded = values.new_zeros(patients, longest, values.shape[-1]).index_put((patient, place), values)
     when = hours.new_zeros(patients, longest).index_put((patient, place), hours)
     mask = torch.arange(longest, device=patient.device) < counts[:, None]
-    return Tokens(Rows(values, patient, place), mask, when)
+    return Tokens(padded, mask, when)
 
 
 def no_tokens(patients: int, width: int, like: Tensor) -> Tokens:
     """The tokens of a batch in which nobody has the modality."""
     return Tokens(
-        torch.zeros(patients, 0, width, device=like.device),
+        values=torch.zeros(patients, 0, width, device=like.device),
         mask=torch.zeros(patients, 0, dtype=torch.bool, device=like.device),
         hours=torch.zeros(patients, 0, device=like.device),
     )

@@ -47,7 +47,7 @@ class TokenEntry(nn.Module):
         present = tokens.mask.any(1, keepdim=True)
         gist = torch.where(present, self.project_gist[name](tokens.gist), self.absent[name].to(values.dtype))
         return Tokens(
-            torch.cat([(gist + self.kind[name])[:, None], values], 1),
+            values=torch.cat([(gist + self.kind[name])[:, None], values], 1),
             mask=torch.cat([torch.ones_like(present), tokens.mask], 1),
             hours=torch.cat([hours.new_zeros(len(hours), 1), hours], 1),
         )

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -279,40 +278,22 @@ def test_the_gist_is_the_summary_or_the_mean_of_the_real_tokens_and_nothing_wher
     assert Tokens(values, mask, hours, summary).gist.tolist() == [[7, 8], [9, 9], [0, 0]]
 
 
-def test_rows_are_read_as_their_padded_tokens_are():
+def test_each_token_is_read_by_itself_and_padding_means_nothing():
     torch.manual_seed(0)
-    patient, hours, network = (
-        torch.tensor([0, 0, 0, 2]),
-        -torch.rand(4),
-        nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3)),
-    )
-    rows = torch.randn(4, 5, requires_grad=True)
-    packed = gather_tokens(rows, hours, patient, 3)
-    assert packed.values[[0, 0, 0, 2], [0, 1, 2, 0]].equal(rows)
-    for withheld in ([], [0], [0, 2]):
-        mask = packed.mask.clone()
-        mask[withheld] = False
-        told = []
-        for tokens in (replace(packed, mask=mask), Tokens(packed.values, mask, packed.hours)):
-            each = torch.where(mask[..., None], tokens.each(network), 0.0)
-            gradients = torch.autograd.grad(each.square().sum() + tokens.gist.square().sum(), [*network.parameters()])
-            told.append([each, tokens.gist, *gradients])
-        for ours, padded in zip(*told, strict=True):
-            assert_close(ours, padded)
-
-
-def test_rows_under_a_mask_mean_nothing_even_if_they_are_no_numbers():
-    torch.manual_seed(0)
-    network, mask = nn.Linear(2, 3), torch.tensor([[True, True], [False, False]])
-    rows = torch.tensor([[1.0, 2], [3, 6], [torch.nan, 1]])
-    tokens = gather_tokens(rows, torch.zeros(3), torch.tensor([0, 0, 1]), 2)
-    tokens = replace(tokens, mask=mask)
-    assert tokens.gist.tolist() == [[2, 4], [0, 0]]
-    each = tokens.each(network)
-    assert_close(each[0], network(rows[:2]))
+    network = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3))
+    mask = torch.tensor([[True, True, True], [False, False, False], [True, False, False]])
+    values = torch.randn(3, 3, 5).masked_fill(~mask[..., None], torch.nan).requires_grad_()
+    each = Tokens(values, mask, torch.zeros(3, 3)).each(network)
     assert each.isfinite().all()
-    each.sum().backward()
-    assert network.weight.grad.isfinite().all()
+    expected = network(torch.where(mask[..., None], values, 0.0))
+    assert_close(each[mask], expected[mask])
+    wanted = [values, *network.parameters()]
+    ours, theirs = (torch.autograd.grad(told[mask].square().sum(), wanted) for told in (each, expected))
+    for own, other in zip(ours, theirs, strict=True):
+        assert_close(own, other)
+    nobody = Tokens(values, torch.zeros_like(mask), torch.zeros(3, 3)).each(network)
+    assert nobody.shape == (3, 3, 3)
+    assert nobody.isfinite().all()
 
 
 def test_shapes_that_disagree_are_found_when_tests_run():
