@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 KIND = "boosted trees"
 # What numpy looks up at once: 1,024 samples in 350 trees.
 _SAMPLES = 1024
+# Of the arrays that are not float64: others cannot be looked up by, or give other risks.
+_DTYPES = {"feature": np.int32, "missing_left": np.bool_, "left": np.int32, "right": np.int32}
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,20 @@ class Trees:
         shape, places = self.feature.shape, np.arange(self.feature.shape[-1])
         for field in fields(self):
             values = getattr(self, field.name)
-            if values.shape != (shape if field.name != "start" else (1,)):
-                raise ValueError(f"{field.name} has another shape")
+            if values.shape != (shape if field.name != "start" else (1,)) or not values.size:
+                raise ValueError(f"{field.name} has another shape, or nothing in it")
+            if values.dtype != _DTYPES.get(field.name, np.float64):
+                raise ValueError(f"{field.name} is {values.dtype}")
         inner = self.feature >= 0
         children = np.stack([self.left, self.right])[:, inner]
         behind = (children > np.broadcast_to(places, shape)[inner]) & (children < shape[-1])
         if len(shape) != 2 or not behind.all() or (self.feature >= features).any() or np.isnan(self.threshold).any():
             raise ValueError("these are no trees")
-        if not np.isfinite(self.value).all() or not np.isfinite(self.start).all():
-            raise ValueError("a leaf is not finite")
+        # Finite leaves of several trees may still add up to infinity, or to no number.
+        with np.errstate(over="ignore"):
+            most = np.abs(self.value).max(1).sum() + np.abs(self.start[0])
+        if not np.isfinite(most):
+            raise ValueError("leaves do not add up to a finite number")
 
     def risks(self, table: Float[np.ndarray, "sample feature"]) -> Float[np.ndarray, " sample"]:
         """Probabilities."""

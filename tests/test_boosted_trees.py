@@ -210,3 +210,18 @@ def test_a_description_that_does_not_fit_is_refused(trained, tmp_path, changed):
     assert BoostedTrees.described(member.describe(), tmp_path / "weights.safetensors").is_built
     with pytest.raises(InputError, match="does not describe a model"):
         BoostedTrees.described(member.describe() | changed, tmp_path / "weights.safetensors")
+
+
+def test_trees_of_other_types_without_nodes_or_of_endless_sums_are_refused(trained):
+    trees, wide = trained[0].members[1].trees_["died"], trained[0].members[1].features_.columns
+    for field in fields(trees):
+        for other in ("float16", "uint64"):
+            with pytest.raises(ValueError, match=f"{field.name} is {other}"):
+                replace(trees, **{field.name: getattr(trees, field.name).astype(other)}).require_sound(len(wide))
+    for part in (np.s_[:0], np.s_[:, :0]):
+        cut = {field.name: getattr(trees, field.name)[part] for field in fields(trees) if field.name != "start"}
+        with pytest.raises(ValueError, match="nothing in it"):
+            replace(trees, **cut).require_sound(len(wide))
+    signs = np.where(np.arange(len(trees.value)) % 2, -1.7e308, 1.7e308)[:, None]
+    with pytest.raises(ValueError, match="do not add up"):
+        replace(trees, value=np.broadcast_to(signs, trees.value.shape)).require_sound(len(wide))
