@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -67,26 +67,19 @@ class StaticReader:
             if column not in facts.columns:
                 remarks.append(f"static: the column {column} is not there; it counts as missing")
             if seen is None:
+                present = given.notna().to_numpy()
                 deviations, level = self._deviations(column, given), np.zeros(len(given), int)
                 value, wild = cut(deviations), int(is_wild(deviations, self.numbers_[column][2]).sum())
                 if wild:
                     remarks.append(f"static: {tell_wild(wild, column)}")
             else:
                 value, present = np.zeros(len(given)), given.notna().to_numpy()
-                place = pd.Index(seen, dtype="str").get_indexer(as_words(given).text.str.strip())
+                place = places_of(given, seen)
                 level = first_level + 1 + place
                 first_level += 1 + len(seen)
                 unseen = int((present & (place < 0)).sum())
                 if unseen:
                     remarks.append(f"static: {unseen} values of {column} that no training patient had")
-            if seen is None:
-                unreadable = int((given.notna().to_numpy() & np.isnan(value)).sum())
-                present = ~np.isnan(value)
-                if unreadable:
-                    raise InputError(
-                        f"static.{column} held numbers in training, and {unreadable} values here are none. "
-                        "Correct them, or leave them blank where they are not known."
-                    )
             columns.append(np.full(len(given), number))
             values.append(value)
             levels.append(level)
@@ -95,7 +88,7 @@ class StaticReader:
 
     def _deviations(self, column: str, given: pd.Series) -> np.ndarray:
         centre, spread, floor = self.numbers_[column]
-        numbers = pd.to_numeric(given, errors="coerce").to_numpy(np.float64)
+        numbers = as_numbers(column, given)
         if floor:
             numbers = np.log(np.maximum(numbers, floor))
         return (numbers - centre) / spread
@@ -120,3 +113,24 @@ def _facts(columns: list, values: list, levels: list, known: list, samples: int,
         "level": np.array(levels, np.int64).reshape(shape).T[sample, column],
     }
     return Packed(Static, offsets, np.arange(len(sample)), np.zeros(len(sample), np.float32), arrays, remarks=remarks)
+
+
+def as_numbers(column: str, given: pd.Series) -> np.ndarray:
+    """The values of a column that held numbers in training, float64 `[sample]`; NaN where they are missing.
+
+    Raises:
+        InputError: a value is no number.
+    """
+    numbers = pd.to_numeric(given, errors="coerce").to_numpy(np.float64)
+    unreadable = int((given.notna().to_numpy() & np.isnan(numbers)).sum())
+    if unreadable:
+        raise InputError(
+            f"static.{column} held numbers in training, and {unreadable} values here are none. "
+            "Correct them, or leave them blank where they are not known."
+        )
+    return numbers
+
+
+def places_of(given: pd.Series, seen: Sequence[str]) -> np.ndarray:
+    """Which of the categories seen in training each value of a column is, int64 `[sample]`; -1 for none of them."""
+    return pd.Index(seen, dtype="str").get_indexer(as_words(given).text.str.strip())

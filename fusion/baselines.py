@@ -15,6 +15,7 @@ from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
 from ..datasets.outcomes import encode_outcomes
+from ..datasets.static_reader import as_numbers, places_of
 from .thresholds import chosen_thresholds, told_thresholds
 
 if TYPE_CHECKING:
@@ -94,17 +95,22 @@ class BaselineFeatures:
         return [f"{code} {statistic}" for statistic in statistics if part in statistic for code in self.codes_]
 
     def transform(self, cohort: Cohort) -> pd.DataFrame:
-        """One row a sample; missing where nothing was measured, counts 0."""
+        """One row a sample; missing where nothing was measured, counts 0.
+
+        Raises:
+            InputError: a value that is no number in a column that held numbers in training.
+        """
         parts = [self._labs(cohort)]
         facts = pd.DataFrame({"subject_id": cohort.outcomes["subject_id"]})
         if cohort.static is not None:
             facts = facts.merge(cohort.static, on="subject_id", how="left")
         for column in self.numbers_:
             given = facts[column] if column in facts.columns else pd.Series(np.nan, index=facts.index)
-            parts.append(pd.DataFrame({column: pd.to_numeric(given, errors="coerce").astype("float64")}))
+            parts.append(pd.DataFrame({column: as_numbers(column, given)}))
         for column, seen in self.categories_.items():
-            given = facts[column] if column in facts.columns else pd.Series("", index=facts.index)
-            parts.append(pd.DataFrame({f"{column}={value}": (given == value).fillna(False) for value in seen}))
+            given = facts[column] if column in facts.columns else pd.Series(np.nan, index=facts.index)
+            places = places_of(given, seen)
+            parts.append(pd.DataFrame({f"{column}={value}": places == place for place, value in enumerate(seen)}))
         return pd.concat(parts, axis=1).astype("float64")
 
     def _labs(self, cohort: Cohort) -> pd.DataFrame:

@@ -117,7 +117,15 @@ def _divisions(
     require_numbers(valid=valid)
     if not 0 < valid <= 0.5:
         raise InputError(f"valid is {valid}; expected a cohort, or a share of the patients, above 0 and up to 0.5.")
-    return islice(cycle(train.folds(round(1 / valid), seed=seed)), members)
+    count = round(1 / valid)
+    try:
+        parts = list(train.folds(count, seed=seed))
+    except InputError as error:
+        raise InputError(
+            f"valid is {valid}: of {train.subjects} patients {count} parts would be made, each with patients of every "
+            "class, and they are too few for that. Give a larger share, or a cohort of others."
+        ) from error
+    return islice(cycle(parts), members)
 
 
 def _thresholds(ensemble: Ensemble, held_out: Sequence[Cohort]) -> dict[str, float]:

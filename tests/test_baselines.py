@@ -109,6 +109,18 @@ def test_a_column_that_is_missing_at_prediction_counts_as_missing():
     assert baseline_risks("gradient boosting", train, test, "died")["risk"].between(0, 1).all()
 
 
+def test_facts_are_read_as_networks_read_them():
+    train = cohort_of(20, seed=0)
+    features = BaselineFeatures().fit(Cohort(train.outcomes, static=train.static.assign(stage=["1", "b"] * 10)))
+    coded = Cohort(train.outcomes, static=train.static.assign(stage=[1, 2] * 10))
+    table = features.transform(coded)
+    assert table["stage=1"].tolist() == [1, 0] * 10
+    assert (table["stage=b"] == 0).all()
+    words = Cohort(train.outcomes, static=train.static.assign(age="old"))
+    with pytest.raises(InputError, match=r"static\.age held numbers in training, and 20 values here are none"):
+        features.transform(words)
+
+
 def test_outcomes_that_are_not_binary_are_refused():
     cohort = cohort_of(20, seed=0)
     with pytest.raises(InputError, match=r"predict binary outcomes; los is None"):

@@ -183,6 +183,12 @@ def test_members_that_hold_out_others_each_learn_from_all_together(parts, tmp_pa
     assert again.thresholds_["died"] == best_threshold(np.concatenate(risks), labels)
 
 
+def test_a_share_of_too_few_patients_is_refused_in_its_own_words(parts):
+    few = parts[0].keep(np.arange(len(parts[0])) < 4, why="few")
+    with pytest.raises(InputError, match=r"valid is 0\.05: of \d patients 20 parts .* Give a larger share"):
+        fit_ensemble(make_model, few, 0.05, members=2, training=TRAINING)
+
+
 def test_a_model_that_was_trained_before_is_no_new_member(parts, trained):
     with pytest.raises(InputError, match="make_model gave a model that was trained before"):
         fit_ensemble(lambda: trained[0].members[0], *parts[:2], members=2, training=TRAINING)
