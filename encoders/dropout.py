@@ -40,7 +40,11 @@ def dropped_out(values: Float[Tensor, "*shape"], p: float, training: bool) -> Fl
     if values.device.type != "cpu":
         return functional.dropout(values, p)
     dropped = min(round(p * _DRAWS), _DRAWS - 1)
-    draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = (
+        torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
+        .random_(-(2**63), None)
+        .view(torch.int16)
+    )
     # Compared as numbers of 32 bits, of which a processor takes several at once: a fifth of the time.
     stays = draws[: values.numel()].view(values.shape).float().ge_(dropped - _DRAWS // 2)
     return values * stays.mul_(_DRAWS / (_DRAWS - dropped)).to(values.dtype)

@@ -104,7 +104,8 @@ class Trees:
     def risks(self, table: Float[np.ndarray, "sample feature"]) -> Float[np.ndarray, " sample"]:
         """Probabilities."""
         log_odds = [self._log_odds(table[begin : begin + _SAMPLES]) for begin in range(0, len(table), _SAMPLES)]
-        return 1 / (1 + np.exp(-np.concatenate([*log_odds, np.empty(0)])))
+        # The logistic function, without an overflow for the surest.
+        return np.exp(-np.logaddexp(0, -np.concatenate([*log_odds, np.empty(0)])))
 
     def _log_odds(self, table: np.ndarray) -> np.ndarray:
         tree = np.arange(len(self.feature))
@@ -177,6 +178,7 @@ class BoostedTrees:
         self.features_ = BaselineFeatures(detailed=True).fit(seen)
         table = self.features_.transform(seen).to_numpy()
         labels, known = encode_outcomes(train.outcomes, self.outcomes)
+        trees = {}
         for place, name in enumerate(self.outcomes):
             own = known[:, place]
             if len(np.unique(labels[own, place])) < 2 or not table.shape[1]:
@@ -185,10 +187,17 @@ class BoostedTrees:
                     "Leave boosted= out, or bring more patients."
                 )
             learned = boosting(int(own.sum()), seed).fit(table[own], labels[own, place].astype(int))
-            self.trees_[name] = Trees.of(learned)
+            trees[name] = Trees.of(learned)
+        self.trees_ = trees
 
     def risks(self, cohort: Cohort) -> Float[np.ndarray, "sample outcome"]:
-        """Probabilities of all samples, also of those of whom nothing is known."""
+        """Probabilities of all samples, also of those of whom nothing is known.
+
+        Raises:
+            InputError: it was not trained.
+        """
+        if not self.is_built:
+            raise InputError("The boosted trees are not trained. Call fit first, or let fit_ensemble do it.")
         table = self.features_.transform(self._read(cohort)).to_numpy()
         return np.stack([trees.risks(table) for trees in self.trees_.values()], 1)
 

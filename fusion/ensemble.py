@@ -33,7 +33,7 @@ class Ensemble:
 
     Source: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep
     Ensembles, NeurIPS 2017, section 2.4: members differ in their seed alone, and probabilities are
-    averaged. We differ: there are no adversarial samples, and some members may be boosted trees.
+    averaged. We differ: there are no adversarial samples, and members may be boosted trees, or of other patients each.
     """
 
     def __init__(self, members: Sequence[FusionModel | BoostedTrees]) -> None:

@@ -36,14 +36,14 @@ def fit_ensemble(
     out: str | Path | None = None,
     on_start: Callable[[History], None] | None = None,
 ) -> tuple[Ensemble, list[History]]:
-    """Train several models that differ in their seed alone, or trees beside them, and let them predict together.
+    """Train several models one after the other, each from a seed of its own, and let them predict together.
 
     Args:
         make_model: makes one model, not yet trained; called once a member.
         train, valid: as `fit` takes them; every member is trained and validated on the same patients. Or, in place
-            of `valid`, a share of the training patients, up to 0.5: each member holds out so many of them, others
-            than the members before it did, so that together they learn from all. A threshold is then chosen on
-            what each member says of those whom it did not see.
+            of `valid`, a share of the training patients, up to 0.5: they are divided into so many parts as come
+            nearest to it, and the members hold out one part after the other, so that together they learn from all.
+            A threshold is then chosen on what each member alone says of those whom it did not see.
         members: how many.
         boosted: how many of these, the last ones, are gradient boosting on detailed summaries in place of networks,
             for models that read labs or static facts alone and predict binary outcomes. Trees are wrong about other

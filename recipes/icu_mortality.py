@@ -105,11 +105,6 @@ def _division(data: Path, letter: str, settings: Settings) -> pd.DataFrame:
 
 def divide(cohort: Cohort, settings: Settings) -> tuple[Cohort, Cohort, Cohort]:
     """Training, tuning and held-out stays."""
-    if settings.split_file and settings.rotating and settings.members > 1:
-        raise InputError(
-            "split_file says who is for tuning alone, and members of an ensemble would be trained on them in turn. Set "
-            "rotating=false as well."
-        )
     if not settings.split_file and set(settings.train_sets) & set(settings.test_sets):
         raise InputError("A set stands in both train_sets and test_sets. A stay is for one of them.")
     return cohort.split_by_table()
@@ -133,6 +128,11 @@ def model(cohort: Cohort, settings: Settings) -> FusionModel:
 
 def training(settings: Settings) -> dict[str, object]:
     """Arguments of `fit`."""
+    if settings.split_file and settings.rotating and settings.members > 1:
+        raise InputError(
+            "split_file says who is for tuning alone, and members of an ensemble would be trained on them in turn. Set "
+            "rotating=false as well."
+        )
     names = ("epochs", "batch_size", "learning_rate", "weight_decay", "distillation", "seed")
     # Log-loss on 400 stays turns up early by chance; on folds of set-a the last epoch ranks better.
     return {name: getattr(settings, name) for name in names} | {"keep": "last"}

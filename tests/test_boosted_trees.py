@@ -118,6 +118,18 @@ def test_what_comes_later_and_the_order_of_patients_mean_nothing(trained):
     pd.testing.assert_series_equal(predict(member, other).set_index("subject_id")["risk"][risks.index], risks)
 
 
+def test_simultaneous_measurements_may_come_in_any_order_and_a_patient_alone(trained):
+    member, test = trained[0].members[1], cohort_of(60, 3)
+    twice = pd.concat([test.labs, test.labs.assign(value=test.labs["value"] + 1)])
+    orders = [
+        Cohort(test.outcomes, labs=twice.sample(frac=1, random_state=seed), static=test.static) for seed in (0, 1)
+    ]
+    first, second = (predict(member, cohort)["risk"] for cohort in orders)
+    np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)
+    alone = orders[0].keep(np.arange(60) == 20, why="one")
+    assert predict(member, alone)["risk"].tolist() == [first[20]]
+
+
 def test_trees_look_as_far_back_as_in_training():
     train = cohort_of(120, 1)
     train.history = 24.0
@@ -154,6 +166,8 @@ def test_what_trees_cannot_serve_is_refused_before_any_training():
     refused("age is continuous", outcomes={"age": "continuous"})
     refused("boosted is 2", boosted=2)
     refused("boosted is -1", boosted=-1)
+    with pytest.raises(InputError, match="The boosted trees are not trained"):
+        predict(BoostedTrees(train.outcome_kinds, ("labs",)), train)
     with pytest.raises(InputError, match="also reads nothing"):
         BoostedTrees(train.outcome_kinds, ())
 

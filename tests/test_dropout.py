@@ -33,6 +33,13 @@ def test_a_seed_repeats_it_and_the_next_draw_is_another():
     assert not torch.equal(first, second)
 
 
+def test_it_draws_where_the_values_are_whatever_the_default_device():
+    values = torch.ones(9)
+    with torch.device("meta"):
+        dropped = Dropout(0.5)(values)
+    assert dropped.device.type == "cpu"
+
+
 def test_gradients_pass_where_values_do():
     torch.manual_seed(0)
     values = torch.randn(3, 50).T.requires_grad_()

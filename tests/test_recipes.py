@@ -100,7 +100,7 @@ def test_icu_mortality_trains_on_no_stay_that_a_split_file_has_for_tuning(tmp_pa
     settings = [f"split_file={tmp_path / 'split.csv'}", "members=2"]
     recipe = load_recipe("icu-mortality", settings)
     with pytest.raises(InputError, match=r"split_file says who is for tuning alone.* Set rotating=false"):
-        recipe.divide(recipe.read(tmp_path / "data"))
+        recipe.training()
     assert not load_recipe("icu-mortality", [*settings, "rotating=false"]).rotates
 
 
