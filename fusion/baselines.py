@@ -170,6 +170,11 @@ def _course(events: pd.DataFrame, windows: Sequence[float]) -> pd.DataFrame:
     return pd.concat(columns, axis=1, keys=_course_statistics(windows))
 
 
+def learnable(table: np.ndarray) -> np.ndarray:
+    """Features of training samples `[sample, feature]`, 0 where none of these has one; boosting wants some value."""
+    return np.where(np.isnan(table).all(0), 0.0, table)
+
+
 def boosting(samples: int, seed: int = 0) -> ClassifierMixin:
     """Histogram gradient boosting, moderately regularised; takes missing values as they are.
 
@@ -243,7 +248,7 @@ def baseline_risks(
     if not inputs.shape[1]:
         raise InputError("The baselines read labs and static facts, and this cohort has neither.")
     classifier = BASELINES[kind](int(known.sum()), seed)
-    classifier.fit(inputs[known].to_numpy(), train.outcomes.loc[known, outcome].to_numpy())
+    classifier.fit(learnable(inputs[known].to_numpy()), train.outcomes.loc[known, outcome].to_numpy())
 
     def predicted(cohort: Cohort) -> np.ndarray:
         return classifier.predict_proba(features.transform(cohort).to_numpy())[:, 1]

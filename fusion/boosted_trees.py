@@ -21,7 +21,7 @@ from ..datasets.errors import InputError
 from ..datasets.outcomes import OutcomeKind, encode_outcomes
 from ..datasets.windows import as_far_back
 from .artifact import MALFORMED, undescribed
-from .baselines import READ, BaselineFeatures, boosting
+from .baselines import READ, BaselineFeatures, boosting, learnable
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -186,7 +186,7 @@ class BoostedTrees:
                     f"Boosted trees need training patients of both classes of {name}, and a lab code or a static fact. "
                     "Leave boosted= out, or bring more patients."
                 )
-            learned = boosting(int(own.sum()), seed).fit(table[own], labels[own, place].astype(int))
+            learned = boosting(int(own.sum()), seed).fit(learnable(table[own]), labels[own, place].astype(int))
             trees[name] = Trees.of(learned)
         self.trees_ = trees
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..datasets.cohort import Cohort
 from ..datasets.errors import InputError
 from ..datasets.prepared import PreparedSamples
-from .baselines import READ, BaselineFeatures, boosting
+from .baselines import READ, BaselineFeatures, boosting, learnable
 from .model import FusionModel
 
 _FOLDS = 8
@@ -93,7 +93,7 @@ def cross_fitted_risks(
         return None
     risks = np.zeros(len(labels))
     for others, own in folds:
-        teacher = boosting(len(others), seed).fit(features[others], labels[others])
+        teacher = boosting(len(others), seed).fit(learnable(features[others]), labels[others])
         risks[own] = teacher.predict_proba(features[own])[:, 1]
     return risks
 

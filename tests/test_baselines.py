@@ -109,6 +109,15 @@ def test_a_column_that_is_missing_at_prediction_counts_as_missing():
     assert baseline_risks("gradient boosting", train, test, "died")["risk"].between(0, 1).all()
 
 
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_column_that_no_patient_with_a_known_outcome_has_teaches_nothing(kind):
+    train = cohort_of(60, seed=1)
+    died = train.outcomes["died"].astype("float64").mask(np.arange(60) < 30)
+    height = pd.Series(170.0).reindex(range(60))
+    train = Cohort(train.outcomes.assign(died=died), labs=train.labs, static=train.static.assign(height=height))
+    assert baseline_risks(kind, train, cohort_of(20, seed=2), "died")["risk"].notna().all()
+
+
 def test_facts_are_read_as_networks_read_them():
     train = cohort_of(20, seed=0)
     features = BaselineFeatures().fit(Cohort(train.outcomes, static=train.static.assign(stage=["1", "b"] * 10)))

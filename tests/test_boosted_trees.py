@@ -141,6 +141,16 @@ def test_trees_look_as_far_back_as_in_training():
     pd.testing.assert_series_equal(predict(member, test)["risk"], predict(member, lately)["risk"])
 
 
+def test_what_no_training_patient_has_is_not_learned_from():
+    train = cohort_of(60, 1)
+    # One measurement each: nobody's has a spread, a slope or a step.
+    last = train.with_tables("the last alone", labs=train.labs.drop_duplicates("subject_id", keep="last"))
+    member = BoostedTrees(train.outcome_kinds, ("labs", "static"))
+    member.fit(last)
+    told = predict(member, cohort_of(60, 3))
+    assert told["risk"].notna().sum() == 59
+
+
 def test_each_outcome_has_its_trees_and_unknown_labels_teach_none():
     again = np.where(np.arange(120) % 4, np.arange(120) % 2, np.nan)
     train = cohort_of(120, 1, again=again)
