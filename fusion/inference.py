@@ -168,13 +168,13 @@ def contributions(
             )
         # Shapley values of a mean are the means of Shapley values.
         return model.mean([contributions(member, cohort, batch_size=batch_size) for member in model.members])
-    subsets = range(2 ** len(model.modalities))
     if isinstance(model, BoostedTrees):
+        subsets = range(2 ** len(model.modalities))
         worth = np.stack([model.risks(_without(cohort, model.modalities, subset)) for subset in subsets])
         return _shapley(cohort.outcomes, tuple(model.outcomes), worth, model.present(cohort))
     require_trained(model)
     samples = encode_once(model, model.read(cohort), cohort.store)
-    worth = worth_of_subsets(model, samples, subsets, batch_size)
+    worth = worth_of_subsets(model, samples, range(2 ** len(model.modalities)), batch_size)
     present = {name: samples.parts[name].counts > 0 for name in model.modalities}
     return _shapley(samples.keys, model.heads.columns, worth, present)
 

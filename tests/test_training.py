@@ -324,7 +324,7 @@ def test_a_threshold_is_chosen_on_the_patients_whose_risks_are_not_refused(halve
     died = (risks["status"] != "ok") | (risks["risk"] == highest)
     relabelled = Cohort(valid.outcomes.assign(died=died.to_numpy(int)), labs=valid.labs)
     assert choose_thresholds(model, model.read(relabelled, labelled=True)) == {"died": highest}
-    assert ensemble_training._thresholds(Ensemble([model]), relabelled) == {"died": highest}
+    assert ensemble_training._thresholds(Ensemble([model]), [relabelled]) == {"died": highest}
 
 
 def test_ctrl_c_leaves_the_best_weights_in_the_model_and_in_the_folder(halves, plan, monkeypatch, tmp_path):
