@@ -19,7 +19,7 @@ _LIMIT = 6.0
 # A feature that hardly varies is not blown up until rounding shows.
 _NARROWEST = 0.05
 # A slope needs times that differ: the sum of their squared distances from their mean, in square hours.
-_APART = 0.5
+APART = 0.5
 
 
 def summary_table(grid: Grid, part: Labs) -> Float[Tensor, "series code statistic"]:
@@ -58,8 +58,8 @@ def summary_table(grid: Grid, part: Labs) -> Float[Tensor, "series code statisti
     above, later = distance(value, mean), distance(hours, summed(hours) / known)
     spread = (summed(above.square()) / known).sqrt()
     apart = summed(later.square())
-    slope = 24 * summed(above * later) / apart.clamp(min=_APART)
-    slope = torch.where(apart >= _APART, slope, torch.nan)
+    slope = 24 * summed(above * later) / apart.clamp(min=APART)
+    slope = torch.where(apart >= APART, slope, torch.nan)
 
     # First and last value are means of a time step, where measurements are simultaneous.
     last_step = part.step.new_zeros(series * codes).scatter_reduce(0, cell, part.step, "amax").view(series, codes)
@@ -129,7 +129,9 @@ class SummaryFeatures(nn.Module):
         width = torch.cat([self.scale[..., None], self.knots.diff(dim=-1).clamp(min=_NARROWEST)], -1)
         low, high = torch.zeros_like(begin), torch.ones_like(begin)
         low[..., 0], high[..., 0] = -_LIMIT, _LIMIT
-        ramps = (table[..., None] - begin).div_(width).clamp_(low, high).nan_to_num_(0.0)
+        ramps = (table[..., None] - begin).div_(width).clamp_(low, high)
+        # What is not known lies on no ramp, and the last column says so.
+        ramps.masked_fill_(~known[..., None], 0.0)
         return torch.cat([ramps.flatten(1), known[:, :, 0].to(table.dtype)], 1)
 
 

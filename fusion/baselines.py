@@ -16,6 +16,7 @@ from ..datasets.errors import InputError
 from ..datasets.lab_reader import LabReader
 from ..datasets.outcomes import encode_outcomes
 from ..datasets.static_reader import as_numbers, places_of
+from ..encoders.lab_summary import APART
 from .thresholds import chosen_thresholds, told_thresholds
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ READ = ("labs", "static")
 _STATISTICS = ("last", "min", "max", "mean", "count")
 _WINDOWS = (6.0, 24.0, 168.0, 720.0)
 """Hours before the prediction: a shift, a day, a week, a month."""
-# A slope needs times that differ: the sum of their squared distances from their mean, in square hours.
-_APART = 0.5
+_SERIES = ["code", "sample"]
+"""What tells one series of measurements from another."""
 
 
 class BaselineFeatures:
@@ -130,9 +131,6 @@ class BaselineFeatures:
         return table.fillna(dict.fromkeys(self._lab_columns("count"), 0.0))
 
 
-_SERIES = ["code", "sample"]
-
-
 def _course_statistics(windows: Sequence[float]) -> list[str]:
     """Names of what `_course` gives, in its order."""
     lately = [f"{statistic} in {window:g} h" for window in windows for statistic in ("mean", "min", "max", "count")]
@@ -156,7 +154,7 @@ def _course(events: pd.DataFrame, windows: Sequence[float]) -> pd.DataFrame:
         value.first(),
         value.std(),
         value.sum(),
-        (later * above).groupby(keys).sum() / apart.where(apart >= _APART),
+        (later * above).groupby(keys).sum() / apart.where(apart >= APART),
         value.diff().abs().groupby(keys).mean(),
         series["hours"].min(),
         series["hours"].max(),

@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.datasets import Cohort, InputError
-from chiasm.encoders import LabEncoder, NoteEncoder, StaticEncoder
+from chiasm.encoders import LabEncoder, NoteEncoder
 from chiasm.fusion import ConcatenationFusion, Ensemble, FusionModel, contributions, fit_ensemble, predict
 from chiasm.fusion.baselines import boosting
 from chiasm.fusion.boosted_trees import BoostedTrees, Trees
 from chiasm.fusion.ensemble import load_trained
 from chiasm.fusion.inference import NOTHING_KNOWN
 from sklearn.metrics import roc_auc_score
+
+from .trained import make_model
 
 DAY = pd.Timestamp("2031-05-17 08:00")
 TRAINING = {"epochs": 1, "batch_size": 16, "progress": False}
@@ -30,15 +32,6 @@ def cohort_of(patients: int, seed: int, **columns: object) -> Cohort:
     static = pd.DataFrame({"subject_id": ids, "age": 60 + 5 * severity})
     value = np.repeat(severity[5:], 3) + 0.1 * hours
     return Cohort(outcomes, labs=pd.DataFrame({**labs, "value": value}), static=static.drop(index=[0, 7, 8]))
-
-
-def make_model() -> FusionModel:
-    return FusionModel(
-        labs=LabEncoder(8, rare=1),
-        static=StaticEncoder(8),
-        fusion=ConcatenationFusion(8),
-        outcomes={"died": "binary"},
-    )
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chiasm.datasets import InputError
-from chiasm.encoders import LabEncoder, StaticEncoder
+from chiasm.encoders import StaticEncoder
 from chiasm.fusion import (
     ConcatenationFusion,
     Ensemble,
@@ -21,16 +21,9 @@ from chiasm.fusion import (
 from chiasm.fusion.ensemble import load_trained
 from chiasm.fusion.metrics import best_threshold
 
+from .trained import make_model
+
 TRAINING = {"epochs": 2, "batch_size": 16, "progress": False}
-
-
-def make_model() -> FusionModel:
-    return FusionModel(
-        labs=LabEncoder(8, rare=1),
-        static=StaticEncoder(8),
-        fusion=ConcatenationFusion(8),
-        outcomes={"died": "binary"},
-    )
 
 
 @pytest.fixture(scope="module")
